@@ -1,0 +1,139 @@
+"""Addresses as the rest of the house speaks of them: numeric hosts, ports, networks, transports and hops."""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+from typing import NamedTuple
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Address(NamedTuple):
+    """A transport address: `host` is an IP address or a name without brackets, `port` 0 to 65535."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return join_host_port(self.host, self.port)
+
+
+class Transport(enum.Enum):
+    """A SIP transport (RFC 3261 §18, RFC 7118 §5.2); the value is the word in a Via."""
+
+    UDP = "UDP"
+    TCP = "TCP"
+    TLS = "TLS"
+    WS = "WS"
+    WSS = "WSS"
+
+    @property
+    def reliable(self) -> bool:
+        """True where the transport itself retransmits (RFC 3261 §17)."""
+        return self is not Transport.UDP
+
+    @property
+    def secure(self) -> bool:
+        """True for TLS and WSS."""
+        return self in (Transport.TLS, Transport.WSS)
+
+    @property
+    def default_port(self) -> int:
+        """The port where a URI leaves it out (RFC 3261 §19.1.2, RFC 7118 §5.2.2)."""
+        return _DEFAULT_PORTS[self]
+
+
+_DEFAULT_PORTS = {
+    Transport.UDP: 5060,
+    Transport.TCP: 5060,
+    Transport.TLS: 5061,
+    Transport.WS: 80,
+    Transport.WSS: 443,
+}
+
+
+class Hop(NamedTuple):
+    """One neighbour: how and where bytes go to it or came from it.
+
+    `connection` is the id of the browser flow (8 bytes) or of the stream to a backend; empty for UDP and for
+    "open a connection or take the one that is there".
+    """
+
+    transport: Transport
+    address: Address
+    connection: bytes = b""
+
+
+def join_host_port(host: str, port: int) -> str:
+    """`host:port` with brackets around IPv6 (RFC 3986 §3.2.2)."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def uri_host(host: str) -> str:
+    """`host` as it stands in a URI or Via: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
+def canonical_host(host: str) -> str:
+    """An IP address in its one spelling (IPv4-mapped IPv6 as IPv4), a name in lower case without final dot."""
+    try:
+        return str(canonical_ip(ipaddress.ip_address(host.strip("[]").partition("%")[0])))
+    except ValueError:
+        return host.lower().rstrip(".")
+
+
+def canonical_ip(address: IPAddress) -> IPAddress:
+    """The IPv4 address inside an IPv4-mapped IPv6 one (RFC 4291 §2.5.5.2), else the address itself."""
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def is_numeric(host: str) -> bool:
+    """True when `host` is an IP address, bracketed or not."""
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+def split_host_port(text: str, default_port: int | None = None) -> Address:
+    """`host:port`, `[v6]:port`, or `host` alone where `default_port` is given. Raises ValueError."""
+    text = text.strip()
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise ValueError(f"not host:port: {text!r}")
+        ipaddress.IPv6Address(host.partition("%")[0])
+        port_text = rest[1:] if rest else ""
+    elif text.count(":") > 1:
+        host, port_text = text, ""
+        ipaddress.IPv6Address(host.partition("%")[0])
+    else:
+        host, _, port_text = text.partition(":")
+    if not host or any(c.isspace() for c in host):
+        raise ValueError(f"not host:port: {text!r}")
+    if not port_text:
+        if default_port is None:
+            raise ValueError(f"the port is missing in {text!r}")
+        return Address(canonical_host(host), default_port)
+    if not port_text.isascii() or not port_text.isdigit() or int(port_text) > 65535:
+        raise ValueError(f"not a port: {port_text!r}")
+    return Address(canonical_host(host), int(port_text))
+
+
+def parse_network(text: str) -> Network:
+    """A CIDR or a single address. Raises ValueError."""
+    return ipaddress.ip_network(text.strip(), strict=False)
+
+
+def in_networks(host: str, networks: tuple[Network, ...]) -> bool:
+    """True when the IP address `host` lies in one of `networks`; a name lies in none."""
+    try:
+        address = canonical_ip(ipaddress.ip_address(host))
+    except ValueError:
+        return False
+    return any(address.version == network.version and address in network for network in networks)

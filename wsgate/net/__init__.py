@@ -1,0 +1,1 @@
+"""Sockets, TLS, clock: the only place that knows gevent."""

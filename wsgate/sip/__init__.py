@@ -1,0 +1,1 @@
+"""SIP (RFC 3261 and its family) as pure machines."""
