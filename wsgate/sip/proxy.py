@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from wsgate.addr import Address, Network
+from wsgate.addr import Address, Network, parse_network
 from wsgate.settings import (
     ADDRESS,
     ADDRESSES,

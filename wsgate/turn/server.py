@@ -50,15 +50,18 @@ class ChannelRange(enum.Enum):
     RFC5766 = "rfc5766"
 
 
+TURN_ADDRESSES = (Address("0.0.0.0", 3478), Address("::", 3478))
+
+
 @dataclasses.dataclass(frozen=True)
 class TurnSettings:
     """[turn]"""
 
-    enabled: bool = option(False, BOOLEAN)
-    udp: tuple[Address, ...] = option((), ADDRESSES)
-    tcp: tuple[Address, ...] = option((), ADDRESSES, later="TURN over TCP")
+    enabled: bool = option(True, BOOLEAN)
+    udp: tuple[Address, ...] = option(TURN_ADDRESSES, ADDRESSES)
+    tcp: tuple[Address, ...] = option(TURN_ADDRESSES, ADDRESSES, later="TURN over TCP")
     tls: tuple[Address, ...] = option((), ADDRESSES, later="TURN over TLS")
-    dtls: bool = option(False, BOOLEAN, later="TURN over DTLS")
+    dtls: bool = option(True, BOOLEAN, later="TURN over DTLS")
     certificate: str = option("", TEXT, later="TURN over TLS")
     private_key: str = option("", TEXT, later="TURN over TLS")
     realm: str = option("example.com", TEXT)
