@@ -17,7 +17,6 @@ from wsgate.settings import (
     integer,
     listed,
     option,
-    parse_network,
     seconds,
 )
 
