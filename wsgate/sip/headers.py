@@ -1,0 +1,248 @@
+"""Pieces of SIP header values: lists, URIs, name-addr, Via, CSeq (RFC 3261 §20, §25). Pure functions on bytes."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from wsgate.addr import Transport, canonical_host, uri_host
+from wsgate.errors import ProtocolError
+
+Parameters = dict[bytes, bytes | None]
+
+_VALUE = re.compile(rb'(?:[^,"<]+|"(?:[^"\\]|\\.)*"|<[^>]*>)*', re.DOTALL)
+_PARAMETER = re.compile(rb';[ \t]*([^\s;=,"<>]+)(?:[ \t]*=[ \t]*("(?:[^"\\]|\\.)*"|[^\s;,"]*))?[ \t]*', re.DOTALL)
+_URI = re.compile(
+    rb"(sips?|SIPS?|[sS][iI][pP][sS]?):"
+    rb"(?:([^@\s<>\"]*)@)?"
+    rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)"
+    rb"(?::([0-9]{1,5}))?"
+    rb"((?:;[^;?\s<>\"]*)*)"
+    rb"(?:\?([^\s<>\"]*))?\Z"
+)
+_NAME_ADDR = re.compile(rb'[ \t]*(?:("(?:[^"\\]|\\.)*")|([^<"]*?))[ \t]*<([^<>]*)>[ \t]*(.*)\Z', re.DOTALL)
+_VIA = re.compile(
+    rb"[ \t]*SIP[ \t]*/[ \t]*2\.0[ \t]*/[ \t]*([A-Za-z0-9.!%*_+`'~-]+)[ \t]+"
+    rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)[ \t]*(?::[ \t]*([0-9]{1,5}))?[ \t]*((?:;.*)?)\Z",
+    re.DOTALL | re.IGNORECASE,
+)
+_TOKEN = re.compile(rb"[A-Za-z0-9.!%*_+`'~-]+\Z")
+_ESCAPED = re.compile(rb"%([0-9A-Fa-f]{2})")
+
+SEQUENCE_LIMIT = 2**31
+"""A CSeq number is less than this (RFC 3261 §8.1.1.5)."""
+
+
+class Uri(NamedTuple):
+    """A sip: or sips: URI. `user` keeps its escapes; `host` is canonical; parameter names are lower case."""
+
+    scheme: bytes
+    user: bytes | None
+    host: str
+    port: int | None
+    parameters: Parameters
+    headers: bytes | None
+
+    @property
+    def transport(self) -> Transport | None:
+        """The transport parameter, or None where it is absent or unknown (RFC 3261 §19.1.1)."""
+        value = self.parameters.get(b"transport")
+        if value is None:
+            return None
+        return _TRANSPORTS.get(value.lower())
+
+    @property
+    def address_of_record(self) -> bytes:
+        """`user@host`: escapes resolved, host in lower case, no port or parameters (RFC 3261 §10.3 step 5)."""
+        user = unescape(self.user) if self.user is not None else b""
+        return user.partition(b":")[0] + b"@" + self.host.encode()
+
+
+class NameAddr(NamedTuple):
+    """What From, To, Contact, Route, Record-Route and Path hold: display name, URI bytes, header parameters."""
+
+    display: bytes
+    uri: bytes
+    parameters: Parameters
+
+    def parsed_uri(self) -> Uri:
+        """The URI in parts. Raises ProtocolError."""
+        return parse_uri(self.uri)
+
+
+class Via(NamedTuple):
+    """One Via value (RFC 3261 §20.42); `transport` is the word as sent, upper case."""
+
+    transport: bytes
+    host: str
+    port: int | None
+    parameters: Parameters
+
+    @property
+    def branch(self) -> bytes:
+        """The branch parameter, empty when absent."""
+        return self.parameters.get(b"branch") or b""
+
+
+_TRANSPORTS = {transport.value.lower().encode(): transport for transport in Transport}
+_TRANSPORTS[b"wss"] = Transport.WSS
+
+
+def split_spans(value: bytes) -> list[tuple[int, int]]:
+    """Start and end of each comma-separated part, white space outside. Raises ProtocolError (RFC 3261 §7.3.1)."""
+    spans = []
+    position = 0
+    length = len(value)
+    while True:
+        found = _VALUE.match(value, position)
+        end = found.end() if found else position
+        if end < length and value[end] != 0x2C:
+            raise ProtocolError("unbalanced quotes or angle brackets")
+        part = value[position:end]
+        stripped = part.strip()
+        if stripped:
+            start = position + part.index(stripped)
+            spans.append((start, start + len(stripped)))
+        if end >= length:
+            return spans
+        position = end + 1
+
+
+def split_values(value: bytes) -> list[bytes]:
+    """The parts of a comma-separated header value. Raises ProtocolError."""
+    if b"," not in value:
+        stripped = value.strip()
+        return [stripped] if stripped else []
+    return [value[start:end] for start, end in split_spans(value)]
+
+
+def parse_parameters(raw: bytes) -> Parameters:
+    """`;name=value` pairs; names in lower case, the first of a name counts. Raises ProtocolError."""
+    parameters: Parameters = {}
+    position = 0
+    raw = raw.strip()
+    while position < len(raw):
+        found = _PARAMETER.match(raw, position)
+        if found is None:
+            raise ProtocolError("malformed header parameter")
+        parameters.setdefault(found[1].lower(), found[2])
+        position = found.end()
+    return parameters
+
+
+def unescape(value: bytes) -> bytes:
+    """Replace %HH (RFC 3261 §19.1.2)."""
+    if b"%" not in value:
+        return value
+    return _ESCAPED.sub(lambda found: bytes((int(found[1], 16),)), value)
+
+
+def unquote(value: bytes | None) -> bytes:
+    """A quoted-string without its quotes and backslashes; a token as it is; None as nothing."""
+    if value is None:
+        return b""
+    if len(value) >= 2 and value[:1] == b'"' and value[-1:] == b'"':
+        return re.sub(rb"\\(.)", rb"\1", value[1:-1], flags=re.DOTALL)
+    return value
+
+
+def parse_uri(raw: bytes) -> Uri:
+    """A sip: or sips: URI in parts. Raises ProtocolError (RFC 3261 §19.1)."""
+    found = _URI.match(raw)
+    if found is None:
+        raise ProtocolError("malformed or unsupported URI")
+    port = int(found[4]) if found[4] else None
+    if port is not None and port > 65535:
+        raise ProtocolError("port out of range in URI")
+    parameters: Parameters = {}
+    if found[5]:
+        for piece in found[5].split(b";")[1:]:
+            name, equals, value = piece.partition(b"=")
+            if name:
+                parameters.setdefault(unescape(name).lower(), unescape(value) if equals else None)
+    return Uri(found[1].lower(), found[2], canonical_host(found[3].decode("ascii")), port, parameters, found[6])
+
+
+def parse_name_addr(raw: bytes) -> NameAddr:
+    """name-addr or addr-spec with header parameters. Raises ProtocolError (RFC 3261 §20.10)."""
+    found = _NAME_ADDR.match(raw)
+    if found is not None:
+        return NameAddr(found[1] or found[2] or b"", found[3].strip(), parse_parameters(found[4]))
+    if b"<" in raw or b">" in raw or b'"' in raw.partition(b";")[0]:
+        raise ProtocolError("malformed name-addr")
+    uri, semicolon, rest = raw.strip().partition(b";")
+    # Without angle brackets every parameter belongs to the header, not to the URI (RFC 3261 §20).
+    return NameAddr(b"", uri.strip(), parse_parameters(semicolon + rest))
+
+
+def parse_via(raw: bytes) -> Via:
+    """One Via value in parts. Raises ProtocolError (RFC 3261 §20.42)."""
+    found = _VIA.match(raw)
+    if found is None:
+        raise ProtocolError("malformed Via")
+    port = int(found[3]) if found[3] else None
+    if port is not None and port > 65535:
+        raise ProtocolError("port out of range in Via")
+    return Via(found[1].upper(), canonical_host(found[2].decode("ascii")), port, parse_parameters(found[4]))
+
+
+def with_parameters(via: bytes, name: bytes, value: bytes) -> bytes:
+    """A Via value with parameter `name` set to `value`, in place where it stands, else added at the end."""
+    found = re.search(
+        rb";[ \t]*" + re.escape(name) + rb"(?:[ \t]*=[ \t]*[^;,\s]*)?(?=[ \t]*(?:;|\Z))", via, re.IGNORECASE
+    )
+    text = b";" + name + b"=" + value
+    if found is None:
+        return via + text
+    return via[: found.start()] + text + via[found.end() :]
+
+
+def parse_cseq(raw: bytes) -> tuple[int, bytes]:
+    """CSeq as number and method. Raises ProtocolError (RFC 3261 §20.16)."""
+    number, _, method = raw.strip().partition(b" ")
+    method = method.strip()
+    if not number.isdigit() or len(number) > 10 or int(number) >= SEQUENCE_LIMIT or not _TOKEN.match(method):
+        raise ProtocolError("malformed CSeq")
+    return int(number), method
+
+
+def is_token(value: bytes) -> bool:
+    """True when `value` is a token (RFC 3261 §25.1)."""
+    return _TOKEN.match(value) is not None
+
+
+def host_port(host: str, port: int | None) -> bytes:
+    """`host[:port]` as it stands in a URI or Via, IPv6 in brackets."""
+    text = uri_host(host)
+    return (text if port is None else f"{text}:{port}").encode()
+
+
+def same_uri(left: bytes, right: bytes) -> bool:
+    """URI equality of RFC 3261 §19.1.4; anything but sip and sips compares by its bytes."""
+    if left == right:
+        return True
+    try:
+        first, second = parse_uri(left), parse_uri(right)
+    except ProtocolError:
+        return False
+    if (first.scheme, first.host, first.port) != (second.scheme, second.host, second.port):
+        return False
+    if (first.user is None) != (second.user is None):
+        return False
+    if first.user is not None and second.user is not None and unescape(first.user) != unescape(second.user):
+        return False
+    return _same_parameters(first.parameters, second.parameters) and _same_headers(first.headers, second.headers)
+
+
+_ALWAYS_COMPARED = (b"user", b"ttl", b"method", b"maddr", b"transport")
+
+
+def _same_parameters(left: Parameters, right: Parameters) -> bool:
+    for name in left.keys() & right.keys():
+        if (left[name] or b"").lower() != (right[name] or b"").lower():
+            return False
+    return all((name in left) == (name in right) for name in _ALWAYS_COMPARED)
+
+
+def _same_headers(left: bytes | None, right: bytes | None) -> bool:
+    return sorted((left or b"").split(b"&")) == sorted((right or b"").split(b"&"))

@@ -1,0 +1,422 @@
+"""A SIP message: the received bytes plus an index; an edit is a splice (RFC 3261 §7). Pure.
+
+What is not edited leaves as it came. `Message.parse` finds the lines; values are parsed when somebody asks. A message
+that can be indexed but breaks a rule carries the reason in `flaw`, so that the caller can still answer it with 400.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from wsgate.errors import ProtocolError
+from wsgate.sip.headers import (
+    NameAddr,
+    Via,
+    is_token,
+    parse_cseq,
+    parse_name_addr,
+    parse_via,
+    split_spans,
+    split_values,
+)
+
+MAX_HEADERS = 512
+"""Header lines that one message may have."""
+
+COMPACT_FORMS = {
+    b"v": b"via",
+    b"f": b"from",
+    b"t": b"to",
+    b"i": b"call-id",
+    b"m": b"contact",
+    b"l": b"content-length",
+    b"c": b"content-type",
+    b"k": b"supported",
+    b"s": b"subject",
+    b"e": b"content-encoding",
+    b"o": b"event",
+    b"r": b"refer-to",
+    b"b": b"referred-by",
+    b"u": b"allow-events",
+    b"a": b"accept-contact",
+    b"d": b"request-disposition",
+    b"j": b"reject-contact",
+    b"x": b"session-expires",
+    b"y": b"identity",
+}
+"""RFC 3261 §7.3.3 and the registry of later RFCs: one letter to the lower-case long name."""
+
+_HEADER = re.compile(rb"([^\s:]+)[ \t]*:([^\r\n]*(?:\r\n[ \t][^\r\n]*)*)\r\n")
+_FOLD = re.compile(rb"[ \t]*\r\n[ \t]+")
+_REQUEST_LINE = re.compile(rb"([^\s]+) ([^\s]+) (SIP/[^\s]+)\Z", re.IGNORECASE)
+_STATUS_LINE = re.compile(rb"SIP/2\.0 ([1-6][0-9]{2})(?: ([^\r\n]*))?\Z", re.IGNORECASE)
+_SINGLE = (b"from", b"to", b"call-id", b"cseq", b"max-forwards", b"content-length")
+_REQUIRED = (b"via", b"from", b"to", b"call-id", b"cseq")
+
+
+class Header(NamedTuple):
+    """Where one header line stands: [start, end) with its CRLF, the raw value in [value_start, value_end)."""
+
+    name: bytes
+    start: int
+    value_start: int
+    value_end: int
+    end: int
+
+
+class Message:
+    """One SIP request or response. `method` and `uri` are empty in a response, `status` is 0 in a request."""
+
+    __slots__ = (
+        "_cseq",
+        "_from",
+        "_to",
+        "_via",
+        "body_start",
+        "data",
+        "flaw",
+        "headers",
+        "line_end",
+        "method",
+        "reason",
+        "status",
+        "uri",
+    )
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.flaw = ""
+        self.method = b""
+        self.uri = b""
+        self.status = 0
+        self.reason = b""
+        self.headers: list[Header] = []
+        self.line_end = 0
+        self.body_start = 0
+        self._cseq: tuple[int, bytes] | None = None
+        self._from: NameAddr | None = None
+        self._to: NameAddr | None = None
+        self._via: Via | None = None
+
+    @classmethod
+    def parse(cls, data: bytes) -> Message:
+        """Index one whole message. Raises ProtocolError where not even the lines can be told apart.
+
+        The body is what Content-Length says; bytes behind it are cut off (RFC 3261 §18.3). Without
+        Content-Length everything behind the blank line is the body.
+        """
+        blank = data.find(b"\r\n\r\n")
+        if blank < 0:
+            raise ProtocolError("no blank line behind the headers")
+        message = cls(data)
+        message.line_end = data.index(b"\r\n") + 2
+        message.body_start = blank + 4
+        message._read_start_line(data[: message.line_end - 2])
+        message._read_headers(blank + 2)
+        message._judge()
+        return message
+
+    @property
+    def is_request(self) -> bool:
+        """True for a request."""
+        return self.status == 0
+
+    @property
+    def body(self) -> bytes:
+        """The bytes behind the blank line."""
+        return self.data[self.body_start :]
+
+    def header(self, name: bytes) -> bytes | None:
+        """The value of the first header line called `name` (lower case, long form), unfolded; None when absent."""
+        for header in self.headers:
+            if header.name == name:
+                return self._value(header)
+        return None
+
+    def lines(self, name: bytes) -> list[bytes]:
+        """The values of all header lines called `name`, unfolded, not split at commas."""
+        return [self._value(header) for header in self.headers if header.name == name]
+
+    def values(self, name: bytes) -> list[bytes]:
+        """All values of a header that may hold several, split at commas. Raises ProtocolError."""
+        values: list[bytes] = []
+        for header in self.headers:
+            if header.name == name:
+                values += split_values(self._value(header))
+        return values
+
+    def has_token(self, name: bytes, token: bytes) -> bool:
+        """True when a comma-separated header such as Supported or Require holds `token` (lower case)."""
+        return any(token in line.lower() and token in split_values(line.lower()) for line in self.lines(name))
+
+    @property
+    def cseq(self) -> tuple[int, bytes]:
+        """Number and method. Raises ProtocolError."""
+        if self._cseq is None:
+            self._cseq = parse_cseq(self.header(b"cseq") or b"")
+        return self._cseq
+
+    @property
+    def call_id(self) -> bytes:
+        """The Call-ID, empty when absent."""
+        return self.header(b"call-id") or b""
+
+    @property
+    def from_(self) -> NameAddr:
+        """From in parts. Raises ProtocolError."""
+        if self._from is None:
+            self._from = parse_name_addr(self.header(b"from") or b"")
+        return self._from
+
+    @property
+    def to(self) -> NameAddr:
+        """To in parts. Raises ProtocolError."""
+        if self._to is None:
+            self._to = parse_name_addr(self.header(b"to") or b"")
+        return self._to
+
+    @property
+    def from_tag(self) -> bytes:
+        """The tag of From, empty when absent. Raises ProtocolError."""
+        return self.from_.parameters.get(b"tag") or b""
+
+    @property
+    def to_tag(self) -> bytes:
+        """The tag of To, empty when absent. Raises ProtocolError."""
+        return self.to.parameters.get(b"tag") or b""
+
+    @property
+    def via(self) -> Via:
+        """The topmost Via in parts. Raises ProtocolError."""
+        if self._via is None:
+            values = split_values(self.header(b"via") or b"")
+            self._via = parse_via(values[0] if values else b"")
+        return self._via
+
+    @property
+    def branch(self) -> bytes:
+        """The branch of the topmost Via, empty when absent. Raises ProtocolError."""
+        return self.via.branch
+
+    def _value(self, header: Header) -> bytes:
+        value = self.data[header.value_start : header.value_end].strip()
+        return _FOLD.sub(b" ", value) if b"\r\n" in value else value
+
+    def _read_start_line(self, line: bytes) -> None:
+        found = _STATUS_LINE.match(line)
+        if found:
+            self.status = int(found[1])
+            self.reason = found[2] or b""
+            return
+        found = _REQUEST_LINE.match(line)
+        if found is None:
+            # A request may still be answered when its method can be read; a response can only be dropped.
+            method, _, rest = line.partition(b" ")
+            if not is_token(method) or method[:3].upper() == b"SIP":
+                raise ProtocolError("malformed start line")
+            self.method, self.uri = method, rest.partition(b" ")[0]
+            self.flaw = "malformed request line"
+            return
+        self.method, self.uri = found[1], found[2]
+        if found[3].upper() != b"SIP/2.0":
+            self.flaw = "unknown SIP version"
+        elif not is_token(self.method):
+            self.flaw = "malformed method"
+
+    def _read_headers(self, end: int) -> None:
+        data = self.data
+        headers = self.headers
+        position = self.line_end
+        while position < end:
+            found = _HEADER.match(data, position, end)
+            if found is None:
+                # Step over the broken line, so that the rest can still serve to answer.
+                self.flaw = self.flaw or "malformed header line"
+                position = data.index(b"\n", position) + 1
+                continue
+            if len(headers) >= MAX_HEADERS:
+                self.flaw = self.flaw or "too many header lines"
+                return
+            name = found[1].lower()
+            headers.append(
+                Header(COMPACT_FORMS.get(name, name), found.start(), found.start(2), found.end(2), found.end())
+            )
+            position = found.end()
+
+    def _judge(self) -> None:
+        counts: dict[bytes, int] = {}
+        for header in self.headers:
+            counts[header.name] = counts.get(header.name, 0) + 1
+        if self.flaw:
+            return
+        for name in _SINGLE:
+            if counts.get(name, 0) > 1:
+                self.flaw = f"more than one {name.decode()}"
+                return
+        for name in _REQUIRED:
+            if name not in counts:
+                self.flaw = f"no {name.decode()}"
+                return
+        try:
+            self._judge_values(counts)
+        except ProtocolError as error:
+            self.flaw = error.reason
+
+    def _judge_values(self, counts: dict[bytes, int]) -> None:
+        _ = self.via
+        if not self.call_id:
+            raise ProtocolError("empty Call-ID")
+        if not self.from_.uri or not self.to.uri:
+            raise ProtocolError("no URI in From or To")
+        method = self.cseq[1]
+        if self.is_request and method != self.method:
+            raise ProtocolError("CSeq names another method")
+        if b"content-length" in counts:
+            self._fit_body(self.header(b"content-length") or b"")
+
+    def _fit_body(self, value: bytes) -> None:
+        if not value.isdigit() or len(value) > 10:
+            raise ProtocolError("malformed Content-Length")
+        length = int(value)
+        there = len(self.data) - self.body_start
+        if there < length:
+            raise ProtocolError("body shorter than Content-Length")
+        if there > length:
+            self.data = self.data[: self.body_start + length]
+
+
+class Edit:
+    """Splices over one message; `build` writes the new bytes. Each header may be touched by one kind of edit."""
+
+    __slots__ = ("_message", "_splices")
+
+    def __init__(self, message: Message) -> None:
+        self._message = message
+        self._splices: list[tuple[int, int, bytes]] = []
+
+    def request_uri(self, uri: bytes) -> None:
+        """Replace the Request-URI."""
+        start = len(self._message.method) + 1
+        self._splices.append((start, start + len(self._message.uri), uri))
+
+    def insert_first(self, name: bytes, *values: bytes) -> None:
+        """Put header lines on top: in front of the first of the same name, or behind the start line."""
+        place = self._message.line_end
+        for header in self._message.headers:
+            if header.name == name.lower():
+                place = header.start
+                break
+        text = b"".join(b"%b: %b\r\n" % (name, value) for value in values)
+        self._splices.append((place, place, text))
+
+    def append(self, name: bytes, value: bytes) -> None:
+        """Put a header line behind all others."""
+        place = self._message.body_start - 2
+        self._splices.append((place, place, b"%b: %b\r\n" % (name, value)))
+
+    def remove(self, name: bytes) -> None:
+        """Take away every header line called `name` (lower case)."""
+        self._splices += [(header.start, header.end, b"") for header in self._message.headers if header.name == name]
+
+    def replace(self, name: bytes, value: bytes) -> None:
+        """Give `name` this one value: in the first line of that name, further ones removed; appended when absent."""
+        first = True
+        for header in self._message.headers:
+            if header.name == name.lower():
+                self._splices.append(
+                    (header.value_start, header.value_end, b" " + value) if first else (header.start, header.end, b"")
+                )
+                first = False
+        if first:
+            self.append(name, value)
+
+    def replace_first_value(self, name: bytes, value: bytes) -> None:
+        """Replace the topmost value of a list header (lower case name). Raises ProtocolError."""
+        for header in self._message.headers:
+            if header.name == name:
+                for start, end in split_spans(self._message.data[header.value_start : header.value_end]):
+                    self._splices.append((header.value_start + start, header.value_start + end, value))
+                    return
+
+    def replace_values(self, name: bytes, changed: Iterable[tuple[int, bytes]]) -> None:
+        """Replace single values of a list header by their number from the top (0 is first). Raises ProtocolError."""
+        wanted = dict(changed)
+        number = 0
+        for header in self._message.headers:
+            if header.name == name:
+                for start, end in split_spans(self._message.data[header.value_start : header.value_end]):
+                    if number in wanted:
+                        self._splices.append((header.value_start + start, header.value_start + end, wanted[number]))
+                    number += 1
+
+    def drop_values(self, name: bytes, count: int) -> None:
+        """Take `count` values of a list header (lower case name) off the top. Raises ProtocolError."""
+        for header in self._message.headers:
+            if count <= 0:
+                return
+            if header.name != name:
+                continue
+            spans = split_spans(self._message.data[header.value_start : header.value_end])
+            if len(spans) <= count:
+                self._splices.append((header.start, header.end, b""))
+            else:
+                self._splices.append((header.value_start, header.value_start + spans[count][0], b" "))
+            count -= len(spans)
+
+    def body(self, data: bytes) -> None:
+        """Replace the body; the caller sets Content-Length."""
+        self._splices.append((self._message.body_start, len(self._message.data), data))
+
+    def build(self) -> bytes:
+        """The edited message."""
+        if not self._splices:
+            return self._message.data
+        data = self._message.data
+        pieces = []
+        position = 0
+        for start, end, text in sorted(self._splices, key=lambda splice: splice[:2]):
+            pieces.append(data[position:start])
+            pieces.append(text)
+            position = end
+        pieces.append(data[position:])
+        return b"".join(pieces)
+
+
+def response_to(
+    request: Message,
+    status: int,
+    reason: str,
+    *,
+    to_tag: bytes = b"",
+    headers: Iterable[tuple[bytes, bytes]] = (),
+    body: bytes = b"",
+) -> bytes:
+    """An answer to `request` made here: its Vias, From, To, Call-ID and CSeq copied (RFC 3261 §8.2.6).
+
+    `to_tag` is added to To where it has none and the status is over 100.
+    """
+    data = request.data
+    lines = [b"SIP/2.0 %d %b\r\n" % (status, reason.encode())]
+    for header in request.headers:
+        if header.name in (b"via", b"from", b"call-id", b"cseq"):
+            lines.append(data[header.start : header.end])
+        elif header.name == b"to":
+            line = data[header.start : header.end]
+            if to_tag and status > 100 and not _has_tag(request):
+                line = b"%b;tag=%b\r\n" % (line[:-2].rstrip(), to_tag)
+            lines.append(line)
+        elif header.name == b"timestamp" and status == 100:
+            lines.append(data[header.start : header.end])
+    lines += [b"%b: %b\r\n" % pair for pair in headers]
+    lines.append(b"Content-Length: %d\r\n\r\n" % len(body))
+    lines.append(body)
+    return b"".join(lines)
+
+
+def _has_tag(request: Message) -> bool:
+    try:
+        return bool(request.to_tag)
+    except ProtocolError:
+        return False
