@@ -20,10 +20,10 @@ _URI = re.compile(
     rb"((?:;[^;?\s<>\"]*)*)"
     rb"(?:\?([^\s<>\"]*))?\Z"
 )
-_NAME_ADDR = re.compile(rb'[ \t]*(?:("(?:[^"\\]|\\.)*")|([^<"]*?))[ \t]*<([^<>]*)>[ \t]*(.*)\Z', re.DOTALL)
+_NAME_ADDR = re.compile(rb'(?:("(?:[^"\\]|\\.)*")[ \t]*|([^<"]*))<([^<>]*)>(.*)\Z', re.DOTALL)
 _VIA = re.compile(
     rb"[ \t]*SIP[ \t]*/[ \t]*2\.0[ \t]*/[ \t]*([A-Za-z0-9.!%*_+`'~-]+)[ \t]+"
-    rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)[ \t]*(?::[ \t]*([0-9]{1,5}))?[ \t]*((?:;.*)?)\Z",
+    rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)[ \t]*(?::[ \t]*([0-9]{1,5})[ \t]*)?((?:;.*)?)\Z",
     re.DOTALL | re.IGNORECASE,
 )
 _TOKEN = re.compile(rb"[A-Za-z0-9.!%*_+`'~-]+\Z")
@@ -165,12 +165,13 @@ def parse_uri(raw: bytes) -> Uri:
 
 def parse_name_addr(raw: bytes) -> NameAddr:
     """name-addr or addr-spec with header parameters. Raises ProtocolError (RFC 3261 §20.10)."""
+    raw = raw.strip()
     found = _NAME_ADDR.match(raw)
     if found is not None:
-        return NameAddr(found[1] or found[2] or b"", found[3].strip(), parse_parameters(found[4]))
+        return NameAddr((found[1] or found[2] or b"").strip(), found[3].strip(), parse_parameters(found[4]))
     if b"<" in raw or b">" in raw or b'"' in raw.partition(b";")[0]:
         raise ProtocolError("malformed name-addr")
-    uri, semicolon, rest = raw.strip().partition(b";")
+    uri, semicolon, rest = raw.partition(b";")
     # Without angle brackets every parameter belongs to the header, not to the URI (RFC 3261 §20).
     return NameAddr(b"", uri.strip(), parse_parameters(semicolon + rest))
 
@@ -188,9 +189,8 @@ def parse_via(raw: bytes) -> Via:
 
 def with_parameters(via: bytes, name: bytes, value: bytes) -> bytes:
     """A Via value with parameter `name` set to `value`, in place where it stands, else added at the end."""
-    found = re.search(
-        rb";[ \t]*" + re.escape(name) + rb"(?:[ \t]*=[ \t]*[^;,\s]*)?(?=[ \t]*(?:;|\Z))", via, re.IGNORECASE
-    )
+    pattern = rb";[ \t]*" + re.escape(name) + rb"(?:[ \t]*=[ \t]*[^;,\s]*)?(?=[ \t]*(?:;|\Z))"
+    found = re.search(pattern, via, re.IGNORECASE)
     text = b";" + name + b"=" + value
     if found is None:
         return via + text
