@@ -1,0 +1,125 @@
+"""The dialog table: a bounded map of the calls and subscriptions that pass through (RFC 3261 §12). Pure.
+
+A dialog has two sides. A side is what one party showed of itself: the flow it sits on (browsers) or the backend it
+came through, its URI with tag as it stood in From or To, the routes and the target that lead to it, and the highest
+CSeq it has sent. Entries begin with the first 101 to 2xx that has a To tag; they end with the final answer to BYE, a
+final failure of the first request, a NOTIFY `terminated`, or `lifetime` seconds without a message.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import OrderedDict
+from typing import NamedTuple
+
+Key = tuple[bytes, bytes, bytes]
+"""Call-ID, the caller's tag (From of the first request), the callee's tag."""
+
+
+class DialogState(enum.Enum):
+    """RFC 3261 §12: before and after the first 2xx."""
+
+    EARLY = "early"
+    CONFIRMED = "confirmed"
+
+
+class Side:
+    """One party of a dialog, as far as wsgate saw it."""
+
+    __slots__ = ("backend", "cseq", "flow", "name", "routes", "target")
+
+    def __init__(self, flow: bytes, backend: str, name: bytes, routes: list[bytes], target: bytes, cseq: int) -> None:
+        self.flow = flow
+        self.backend = backend
+        self.name = name
+        self.routes = routes
+        self.target = target
+        self.cseq = cseq
+
+
+class Dialog:
+    """One entry: both sides, the state, and when it was last touched."""
+
+    __slots__ = ("callee", "caller", "key", "state", "touched")
+
+    def __init__(self, key: Key, caller: Side, callee: Side, now: float) -> None:
+        self.key = key
+        self.caller = caller
+        self.callee = callee
+        self.state = DialogState.EARLY
+        self.touched = now
+
+    def holds_flow(self, flow: bytes) -> bool:
+        """True when one side sits on this flow."""
+        return flow in (self.caller.flow, self.callee.flow)
+
+
+class Found(NamedTuple):
+    """A dialog with the sides as a request sees them: who sends it and who is to get it."""
+
+    dialog: Dialog
+    sender: Side
+    receiver: Side
+
+
+class DialogTable:
+    """Dialogs by Call-ID and tags, at most `limit`; the longest untouched stands first."""
+
+    def __init__(self, limit: int, lifetime: float) -> None:
+        self._limit = limit
+        self._lifetime = lifetime
+        self._dialogs: OrderedDict[Key, Dialog] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._dialogs)
+
+    @property
+    def full(self) -> bool:
+        """True when no new dialog may begin: the caller refuses, no living one is ever forgotten for it."""
+        return len(self._dialogs) >= self._limit
+
+    def find(self, call_id: bytes, from_tag: bytes, to_tag: bytes) -> Found | None:
+        """The dialog of a request with these tags, whichever party sends it (RFC 3261 §12.2.2)."""
+        dialog = self._dialogs.get((call_id, from_tag, to_tag))
+        if dialog is not None:
+            return Found(dialog, dialog.caller, dialog.callee)
+        dialog = self._dialogs.get((call_id, to_tag, from_tag))
+        if dialog is not None:
+            return Found(dialog, dialog.callee, dialog.caller)
+        return None
+
+    def begin(self, key: Key, caller: Side, callee: Side, now: float) -> Dialog | None:
+        """A new early dialog, or the one that is there already; None when the table is full."""
+        dialog = self._dialogs.get(key)
+        if dialog is None:
+            if self.full:
+                return None
+            dialog = self._dialogs[key] = Dialog(key, caller, callee, now)
+        return dialog
+
+    def touch(self, dialog: Dialog, now: float) -> None:
+        """A message of this dialog passed: its lifetime begins again."""
+        dialog.touched = now
+        if dialog.key in self._dialogs:
+            self._dialogs.move_to_end(dialog.key)
+
+    def end(self, key: Key) -> None:
+        """Forget a dialog; not known is fine."""
+        self._dialogs.pop(key, None)
+
+    def next_timer(self) -> float | None:
+        """When the longest untouched dialog has lived out its time."""
+        for dialog in self._dialogs.values():
+            return dialog.touched + self._lifetime
+        return None
+
+    def handle_timer(self, now: float) -> int:
+        """Forget the dialogs that have lived out their time; returns how many."""
+        ended = 0
+        while self._dialogs:
+            key, dialog = next(iter(self._dialogs.items()))
+            if dialog.touched + self._lifetime > now:
+                break
+            del self._dialogs[key]
+            ended += 1
+        return ended

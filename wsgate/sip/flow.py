@@ -1,0 +1,127 @@
+"""A browser's connection as SIP sees it, and the token that names it (RFC 5626 §5.2, rules T1, T2). Pure."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import enum
+import hashlib
+import hmac
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from wsgate.addr import Address, Hop, Transport
+
+TOKEN_VERSION = 1
+TOKEN_LENGTH = 38
+CONNECTION_ID_BYTES = 8
+_MAC_BYTES = 16
+_SIGNED_BYTES = 4 + CONNECTION_ID_BYTES
+
+RandomBytes = Callable[[int], bytes]
+
+
+class Key(NamedTuple):
+    """One secret with its id (0 to 255); tokens made with it name the id."""
+
+    id: int
+    secret: bytes
+
+
+class Verdict(enum.Enum):
+    """What a user part of a URI turned out to be."""
+
+    FOREIGN = "not a token"
+    FORGED = "a token with a wrong MAC"
+    VALID = "a token of ours"
+
+
+class Token(NamedTuple):
+    """A read token; `connection` and `worker` mean something only when the verdict is VALID."""
+
+    verdict: Verdict
+    connection: bytes = b""
+    worker: int = 0
+
+
+class FlowTokens:
+    """Makes and reads flow tokens with up to two live keys, the current one first (rule T1)."""
+
+    def __init__(self, keys: Sequence[Key], worker: int = 0) -> None:
+        self._keys = {key.id: key.secret for key in keys}
+        self._current = keys[0]
+        self._worker = worker
+
+    def make(self, connection: bytes) -> bytes:
+        """The token of a connection id of 8 bytes: 38 characters that need no escaping in a URI."""
+        signed = bytes((TOKEN_VERSION, self._current.id)) + self._worker.to_bytes(2, "big") + connection
+        mac = hmac.new(self._current.secret, signed, hashlib.sha256).digest()[:_MAC_BYTES]
+        return base64.urlsafe_b64encode(signed + mac).rstrip(b"=")
+
+    def read(self, text: bytes | None) -> Token:
+        """What `text`, the user part of a URI, says; the MAC is compared in constant time."""
+        if text is None or len(text) != TOKEN_LENGTH:
+            return Token(Verdict.FOREIGN)
+        try:
+            raw = base64.b64decode(text + b"==", altchars=b"-_", validate=True)
+        except (binascii.Error, ValueError):
+            return Token(Verdict.FOREIGN)
+        if raw[0] != TOKEN_VERSION:
+            return Token(Verdict.FOREIGN)
+        secret = self._keys.get(raw[1])
+        if secret is None:
+            return Token(Verdict.FORGED)
+        mac = hmac.new(secret, raw[:_SIGNED_BYTES], hashlib.sha256).digest()[:_MAC_BYTES]
+        # The last character of base64 carries four unused bits: only the canonical spelling is ours.
+        if not hmac.compare_digest(mac, raw[_SIGNED_BYTES:]) or base64.urlsafe_b64encode(raw).rstrip(b"=") != text:
+            return Token(Verdict.FORGED)
+        return Token(Verdict.VALID, raw[4:_SIGNED_BYTES], int.from_bytes(raw[2:4], "big"))
+
+
+class Flow:
+    """One browser connection: who it is, how it was reached, what it has shown."""
+
+    __slots__ = ("host", "id", "outbound", "remote", "secure", "token")
+
+    def __init__(self, connection: bytes, token: bytes, remote: Address, secure: bool, host: Address) -> None:
+        self.id = connection
+        self.token = token
+        self.remote = remote
+        self.secure = secure
+        self.host = host
+        self.outbound = False
+
+    @property
+    def hop(self) -> Hop:
+        """The neighbour at the other end of this connection."""
+        return Hop(Transport.WSS if self.secure else Transport.WS, self.remote, self.id)
+
+
+class FlowTable:
+    """The living flows by connection id; ids are random and never used again (rule T1)."""
+
+    def __init__(self, tokens: FlowTokens, random_bytes: RandomBytes) -> None:
+        self.tokens = tokens
+        self._random_bytes = random_bytes
+        self._flows: dict[bytes, Flow] = {}
+
+    def __len__(self) -> int:
+        return len(self._flows)
+
+    def __iter__(self) -> Iterator[Flow]:
+        return iter(self._flows.values())
+
+    def open(self, remote: Address, secure: bool, host: Address) -> Flow:
+        """A flow for a connection that has just been upgraded. `host` is what the upgrade asked for."""
+        connection = self._random_bytes(CONNECTION_ID_BYTES)
+        flow = Flow(connection, self.tokens.make(connection), remote, secure, host)
+        self._flows[connection] = flow
+        return flow
+
+    def close(self, connection: bytes) -> Flow | None:
+        """Forget a flow; None when it is not known."""
+        return self._flows.pop(connection, None)
+
+    def get(self, connection: bytes) -> Flow | None:
+        """The living flow with this connection id."""
+        return self._flows.get(connection)
