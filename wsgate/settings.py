@@ -44,11 +44,18 @@ BOOLEAN: Parser[bool] = (_boolean, "on, off")
 TEXT: Parser[str] = (lambda text: text, "any text")
 
 
+def _number(kind: Callable[[str], T], text: str) -> T:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError("it is not a number") from None
+
+
 def integer(low: int, high: int) -> Parser[int]:
     """A whole number from `low` to `high`."""
 
     def parse(text: str) -> int:
-        value = int(text)
+        value = _number(int, text)
         if not low <= value <= high:
             raise ValueError(f"{value} is out of range")
         return value
@@ -60,7 +67,7 @@ def seconds(low: float, high: float) -> Parser[float]:
     """A time in seconds from `low` to `high`."""
 
     def parse(text: str) -> float:
-        value = float(text)
+        value = _number(float, text)
         if not low <= value <= high:
             raise ValueError(f"{text} is out of range")
         return value
@@ -105,7 +112,7 @@ def optional(one: Parser[T]) -> Parser[T | None]:
 
 
 def _percent(text: str) -> float:
-    value = float(text.removesuffix("%"))
+    value = _number(float, text.removesuffix("%"))
     if not text.endswith("%") or not 0 < value <= 100:
         raise ValueError(f"{text!r} is not a percentage")
     return value / 100
@@ -113,7 +120,7 @@ def _percent(text: str) -> float:
 
 def _port_range(text: str) -> tuple[int, int]:
     low_text, dash, high_text = text.partition("-")
-    low, high = int(low_text), int(high_text)
+    low, high = _number(int, low_text), _number(int, high_text)
     if not dash or not 1024 <= low <= high <= 65535:
         raise ValueError(f"{text!r} is not a range of ports")
     return low, high

@@ -1,0 +1,530 @@
+"""The ini file: one section to one settings dataclass, cross checks, and what the supervisor must open for it.
+
+The settings stand beside the machines that obey them; the sections that no machine owns are declared here. Every error
+is a ConfigurationError that names file, section, option and what is allowed.
+"""
+
+from __future__ import annotations
+
+import configparser
+import dataclasses
+import difflib
+import enum
+import ipaddress
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from wsgate.addr import Address, Network, canonical_host
+from wsgate.errors import ConfigurationError
+from wsgate.guard import LimitSettings
+from wsgate.net.listener import ListenerSettings
+from wsgate.net.resolver import ResolverSettings
+from wsgate.settings import (
+    ADDRESS,
+    BOOLEAN,
+    NETWORKS,
+    STRINGS,
+    TEXT,
+    Parser,
+    Switch,
+    auto,
+    choice,
+    integer,
+    option,
+    optional,
+    seconds,
+)
+from wsgate.sip.proxy import SipSettings
+from wsgate.sip.registrar import RegistrarSettings
+from wsgate.sip.targets import BackendSettings
+from wsgate.turn.server import TurnSettings
+from wsgate.ws.connection import WebSocketSettings
+
+T = TypeVar("T")
+
+SELF_SIGNED_CERTIFICATE = "wsgate.pem"
+SELF_SIGNED_PRIVATE_KEY = "wsgate-key.pem"
+"""Beside the ini file: made on the first run where a listener with TLS names no certificate."""
+
+MAX_INI_BYTES = 4 * 1024 * 1024
+"""An ini file beyond this is refused: somebody named the wrong file."""
+
+EMBEDDED_TARGET = "embedded"
+"""The `target` of a backend that is wsgate's own registrar."""
+
+
+def _name(text: str) -> str:
+    if not text:
+        raise ValueError("it must not be empty")
+    return text
+
+
+FILE_NAME: Parser[str] = (_name, "a file name")
+
+
+class LogLevel(enum.Enum):
+    """From which importance on a line is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessSettings:
+    """[wsgate]"""
+
+    workers: int = option(1, integer(1, 256), later="several workers (one is started)")
+    user: str | None = option(None, auto(TEXT))
+    group: str | None = option(None, auto(TEXT))
+    pidfile: str = option("", TEXT)
+    log_level: LogLevel = option(LogLevel.INFO, choice(LogLevel))
+    log_target: str = option("stderr", (_name, "stderr, syslog, or a file name"))
+    drain_timeout: float = option(30.0, seconds(0, 86400))
+    key_file: str = option("wsgate.key", FILE_NAME)
+    control_socket: str = option("wsgate.sock", TEXT, later="wsgate ctl")
+
+
+@dataclasses.dataclass(frozen=True)
+class IdentitySettings:
+    """[identity]"""
+
+    forward_headers: tuple[str, ...] = option((), STRINGS, later="forwarding headers of the upgrade")
+    cookie_secret: str = option("", TEXT, later="identity by cookie")
+    jwt_keys: str = option("", TEXT, later="identity by token")
+
+
+@dataclasses.dataclass(frozen=True)
+class WebSettings:
+    """[web]"""
+
+    phone: bool = option(True, BOOLEAN)
+    health: bool = option(True, BOOLEAN)
+    metrics_from: tuple[Network, ...] = option(
+        (ipaddress.ip_network("127.0.0.1/32"), ipaddress.ip_network("::1/128")), NETWORKS
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TraceSettings:
+    """[trace]"""
+
+    hep: Address | None = option(None, optional(ADDRESS), later="tracing to a collector")
+    pcap: str = option("", TEXT, later="tracing to a file")
+
+
+class Endpoint(NamedTuple):
+    """One socket that the supervisor opens: `kind` is listener, sip-udp, sip-tcp, sip-tls or turn-udp."""
+
+    kind: str
+    name: str
+    address: Address
+
+
+class FileReference(NamedTuple):
+    """A file that an option names: read by the supervisor, handed to the worker under `name`."""
+
+    section: str
+    option: str
+    name: str
+
+
+class Files:
+    """The files that options name, by the name written there.
+
+    A file that the supervisor read is a descriptor of a memory file; any other name is a path relative to `directory`.
+    """
+
+    def __init__(self, directory: Path, descriptors: Mapping[str, int] | None = None) -> None:
+        self.directory = directory
+        self.descriptors = dict(descriptors or {})
+
+    def path(self, name: str) -> str:
+        """A path that this process can open and read for the configured file `name`."""
+        descriptor = self.descriptors.get(name)
+        return f"/proc/self/fd/{descriptor}" if descriptor is not None else str(self.directory / name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+    """A whole ini file, judged. Relative file names in it are relative to `directory`, where the file lies.
+
+    `turn` is None where the section is absent or off. A listener with TLS always names a certificate: the self-signed
+    one where none was configured (then `self_signed` is true). `notices` are lines for the log at start.
+    """
+
+    path: str
+    directory: Path
+    process: ProcessSettings
+    listeners: dict[str, ListenerSettings]
+    websocket: WebSocketSettings
+    sip: SipSettings
+    backends: dict[str, BackendSettings]
+    registrar: RegistrarSettings
+    dns: ResolverSettings
+    turn: TurnSettings | None
+    limits: LimitSettings
+    identity: IdentitySettings
+    web: WebSettings
+    trace: TraceSettings
+    self_signed: bool = False
+    notices: tuple[str, ...] = ()
+
+    @property
+    def embedded_domains(self) -> tuple[str, ...]:
+        """The domains that the embedded registrar serves, as in the file."""
+        return tuple(domain for domain, backend in self.backends.items() if backend.target == EMBEDDED_TARGET)
+
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Every socket of this configuration, in the order of the file."""
+        return tuple(endpoint for endpoint, _ in _endpoints(self))
+
+    def files(self) -> tuple[FileReference, ...]:
+        """Every file that a worker reads and that must be there, each once."""
+        seen: dict[str, FileReference] = {}
+        for reference in _file_references(self):
+            if reference.name:
+                seen.setdefault(reference.name, reference)
+        return tuple(seen.values())
+
+
+class Section(NamedTuple):
+    """A kind of section: the field of Configuration, its dataclass, and whether it carries a name."""
+
+    field: str
+    settings: Any
+    named: str = ""
+
+
+SECTIONS = {
+    "wsgate": Section("process", ProcessSettings),
+    "listener": Section("listeners", ListenerSettings, "NAME"),
+    "websocket": Section("websocket", WebSocketSettings),
+    "sip": Section("sip", SipSettings),
+    "backend": Section("backends", BackendSettings, "DOMAIN"),
+    "registrar": Section("registrar", RegistrarSettings),
+    "dns": Section("dns", ResolverSettings),
+    "turn": Section("turn", TurnSettings),
+    "limits": Section("limits", LimitSettings),
+    "identity": Section("identity", IdentitySettings),
+    "web": Section("web", WebSettings),
+    "trace": Section("trace", TraceSettings),
+}
+
+
+def load(path: str | Path, source: str | Path | None = None) -> Configuration:
+    """The configuration in the file `path`, read from `source` where that is another (a memory file with its bytes).
+
+    Raises ConfigurationError.
+    """
+    return parse(_read(str(path), Path(source or path)), str(path))
+
+
+def parse(text: str, path: str) -> Configuration:
+    """The configuration in `text`, whose errors name the file `path`. Raises ConfigurationError."""
+    parser = configparser.ConfigParser(interpolation=None, inline_comment_prefixes=(";",), default_section="\n")
+    try:
+        parser.read_string(text, source=path)
+    except configparser.Error as error:
+        raise _syntax_error(error, path) from None
+    fields: dict[str, Any] = {field: ({} if section.named else section.settings()) for _, field, section in _kinds()}
+    fields["turn"] = None
+    notices: list[str] = []
+    for title in parser.sections():
+        section, name = _section(title, path)
+        values = dict(parser.items(title))
+        settings = _settings(section.settings, title, values, path)
+        notices += _later(title, settings, path)
+        if not section.named:
+            fields[section.field] = settings
+        elif name in fields[section.field]:
+            raise ConfigurationError(f"the section stands twice for {name}", file=path, section=title)
+        else:
+            fields[section.field][name] = settings
+    configuration = Configuration(path=path, directory=Path(path).absolute().parent, **fields)
+    _check(configuration)
+    return _completed(configuration, notices)
+
+
+def _kinds() -> Iterator[tuple[str, str, Section]]:
+    return ((kind, section.field, section) for kind, section in SECTIONS.items())
+
+
+def _read(path: str, source: Path) -> str:
+    try:
+        with source.open("rb") as file:
+            data = file.read(MAX_INI_BYTES + 1)
+    except OSError as error:
+        raise ConfigurationError(f"cannot be read: {error.strerror}", file=path) from None
+    if len(data) > MAX_INI_BYTES:
+        raise ConfigurationError("is too large for an ini file", file=path, allowed=f"up to {MAX_INI_BYTES} bytes")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigurationError(f"line {line} is not text in UTF-8", file=path, allowed="UTF-8") from None
+
+
+def _syntax_error(error: configparser.Error, path: str) -> ConfigurationError:
+    if isinstance(error, configparser.DuplicateSectionError):
+        return ConfigurationError(f"the section stands twice (line {error.lineno})", file=path, section=error.section)
+    if isinstance(error, configparser.DuplicateOptionError):
+        problem = f"the option stands twice (line {error.lineno})"
+        return ConfigurationError(problem, file=path, section=error.section, option=error.option)
+    if isinstance(error, configparser.MissingSectionHeaderError):
+        return ConfigurationError(f"line {error.lineno} stands before the first [section]", file=path)
+    if isinstance(error, configparser.ParsingError):
+        line = error.errors[0][0]
+        return ConfigurationError(f"line {line} cannot be understood", file=path, allowed="[section], option = value")
+    return ConfigurationError(error.message, file=path)
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _section(title: str, path: str) -> tuple[Section, str]:
+    """The kind of section that `title` names, and the name it carries (a domain in its one spelling)."""
+    kind, _, name = title.partition(" ")
+    name = name.strip()
+    section = SECTIONS.get(kind)
+    forms = [f"[{known} {entry.named}]" if entry.named else f"[{known}]" for known, entry in SECTIONS.items()]
+    if section is None:
+        near = difflib.get_close_matches(kind, list(SECTIONS), n=1, cutoff=0.5)
+        hint = f"; did you mean {forms[list(SECTIONS).index(near[0])]}?" if near else ""
+        raise ConfigurationError(f"unknown section{hint}", file=path, section=title, allowed=", ".join(forms))
+    if section.named and not name:
+        allowed = f"[{kind} {section.named}]"
+        raise ConfigurationError("the section needs a name", file=path, section=title, allowed=allowed)
+    if name and not section.named:
+        raise ConfigurationError("the section takes no name", file=path, section=title, allowed=f"[{kind}]")
+    return section, canonical_host(name) if kind == "backend" else name
+
+
+def _settings(kind: type[T], title: str, values: Mapping[str, str], path: str) -> T:
+    """One section as its dataclass; every value goes through the parser of its field."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    parsed: dict[str, Any] = {}
+    for name, text in values.items():
+        field = fields.get(name)
+        if field is None:
+            problem = f"unknown option{_nearest(name, list(fields))}"
+            raise ConfigurationError(problem, file=path, section=title, option=name, allowed=", ".join(fields))
+        try:
+            parsed[name] = field.metadata["parse"](text)
+        except ValueError as error:
+            problem = f"{text!r} cannot be used: {error}"
+            allowed = field.metadata["allowed"]
+            raise ConfigurationError(problem, file=path, section=title, option=name, allowed=allowed) from None
+    return kind(**parsed)
+
+
+def _later(title: str, settings: object, path: str) -> list[str]:
+    """One line for each option that is set and whose feature this version does not have."""
+    return [
+        f"{path} [{title}] {field.name}: no effect: this version does not have {field.metadata['later']} yet"
+        for field in dataclasses.fields(settings)  # type: ignore[arg-type]
+        if field.metadata["later"] and getattr(settings, field.name) != field.default
+    ]
+
+
+def _completed(configuration: Configuration, notices: list[str]) -> Configuration:
+    """Certificates filled in where a listener names none, TURN that is off left out, notices put in."""
+    listeners = {name: _with_certificate(settings) for name, settings in configuration.listeners.items()}
+    turn = configuration.turn if configuration.turn is not None and configuration.turn.enabled else None
+    if turn is not None and not (turn.users or turn.shared_secret or turn.shared_secret_file):
+        notices.append(
+            f"{configuration.path} [turn]: neither users nor a shared secret: nobody can relay, STUN alone is served"
+        )
+    if not configuration.backends:
+        notices.append(f"{configuration.path}: no [backend DOMAIN]: no SIP domain is served")
+    self_signed = any(
+        settings.tls is not Switch.OFF and not settings.certificate for settings in configuration.listeners.values()
+    )
+    return dataclasses.replace(
+        configuration, listeners=listeners, turn=turn, self_signed=self_signed, notices=tuple(notices)
+    )
+
+
+def _with_certificate(settings: ListenerSettings) -> ListenerSettings:
+    if settings.tls is Switch.OFF:
+        return settings
+    if not settings.certificate:
+        return dataclasses.replace(settings, certificate=SELF_SIGNED_CERTIFICATE, private_key=SELF_SIGNED_PRIVATE_KEY)
+    return dataclasses.replace(settings, private_key=settings.private_key or settings.certificate)
+
+
+def _endpoints(configuration: Configuration) -> Iterator[tuple[Endpoint, tuple[str, str]]]:
+    """Every socket with the section and option that asks for it."""
+    for name, listener in configuration.listeners.items():
+        for address in listener.bind:
+            yield Endpoint("listener", name, address), (f"listener {name}", "bind")
+    for address in configuration.sip.bind:
+        yield Endpoint("sip-udp", "sip", address), ("sip", "bind")
+        yield Endpoint("sip-tcp", "sip", address), ("sip", "bind")
+    if configuration.turn is not None and configuration.turn.enabled:
+        for address in configuration.turn.udp:
+            yield Endpoint("turn-udp", "turn", address), ("turn", "udp")
+
+
+def _file_references(configuration: Configuration) -> Iterator[FileReference]:
+    yield FileReference("wsgate", "key_file", configuration.process.key_file)
+    for name, listener in configuration.listeners.items():
+        if listener.tls is not Switch.OFF:
+            yield FileReference(f"listener {name}", "certificate", listener.certificate)
+            yield FileReference(f"listener {name}", "private_key", listener.private_key)
+    for domain, backend in configuration.backends.items():
+        yield FileReference(f"backend {domain}", "ca_file", backend.ca_file)
+        yield FileReference(f"backend {domain}", "client_certificate", backend.client_certificate)
+        yield FileReference(f"backend {domain}", "client_private_key", backend.client_private_key)
+    if configuration.embedded_domains:
+        yield FileReference("registrar", "users", configuration.registrar.users)
+    turn = configuration.turn
+    if turn is not None:
+        yield FileReference("turn", "users", turn.users)
+        yield FileReference("turn", "shared_secret_file", turn.shared_secret_file)
+        yield FileReference("turn", "certificate", turn.certificate)
+        yield FileReference("turn", "private_key", turn.private_key)
+
+
+def _check(configuration: Configuration) -> None:
+    """What single options cannot see. Raises ConfigurationError."""
+    _check_listeners(configuration)
+    _check_binds(configuration)
+    _check_backends(configuration)
+    _check_ranges(configuration)
+
+
+def _check_listeners(configuration: Configuration) -> None:
+    path = configuration.path
+    if not configuration.listeners and (configuration.turn is None or not configuration.turn.enabled):
+        raise ConfigurationError("there is no [listener NAME] section: nobody could connect", file=path)
+    for name, listener in configuration.listeners.items():
+        title = f"listener {name}"
+        if not listener.bind:
+            raise ConfigurationError(
+                "a listener needs an address and port",
+                file=path,
+                section=title,
+                option="bind",
+                allowed="host:port, ...",
+            )
+        if listener.private_key and not listener.certificate:
+            raise ConfigurationError(
+                "a private key needs its certificate",
+                file=path,
+                section=title,
+                option="certificate",
+                allowed="a PEM file",
+            )
+        for option_name in ("tls_at_relay", "proxy_protocol"):
+            if getattr(listener, option_name) and not listener.trusted_proxies:
+                raise ConfigurationError(
+                    f"{option_name} = on is believed from trusted_proxies alone, and there are none",
+                    file=path,
+                    section=title,
+                    option="trusted_proxies",
+                    allowed="a list of addresses or CIDRs",
+                )
+    if not configuration.websocket.path.startswith("/"):
+        raise ConfigurationError(
+            f"{configuration.websocket.path!r} is no path",
+            file=path,
+            section="websocket",
+            option="path",
+            allowed="/...",
+        )
+
+
+def _check_binds(configuration: Configuration) -> None:
+    path = configuration.path
+    if not configuration.sip.bind:
+        raise ConfigurationError(
+            "the backend side needs an address and port",
+            file=path,
+            section="sip",
+            option="bind",
+            allowed="host:port, ...",
+        )
+    taken: list[tuple[str, Address, str]] = []
+    for endpoint, (section, option_name) in _endpoints(configuration):
+        try:
+            ipaddress.ip_address(endpoint.address.host)
+        except ValueError:
+            problem = f"{endpoint.address.host!r} is no IP address"
+            raise ConfigurationError(
+                problem,
+                file=path,
+                section=section,
+                option=option_name,
+                allowed="IP address:port, 0.0.0.0 or [::] for all",
+            ) from None
+        protocol = "UDP" if endpoint.kind.endswith("udp") else "TCP"
+        for other_protocol, other, other_place in taken:
+            if protocol == other_protocol and _overlap(endpoint.address, other):
+                raise ConfigurationError(
+                    f"{protocol} {endpoint.address} is taken by {other_place} ({other})",
+                    file=path,
+                    section=section,
+                    option=option_name,
+                    allowed="every address and port once",
+                )
+        taken.append((protocol, endpoint.address, f"[{section}] {option_name}"))
+
+
+def _overlap(one: Address, other: Address) -> bool:
+    """True when both cannot be bound: the same port, and the same host or one that means all of its family."""
+    if one.port != other.port or one.port == 0:
+        return False
+    first, second = ipaddress.ip_address(one.host), ipaddress.ip_address(other.host)
+    same_family = first.version == second.version
+    return same_family and (first == second or first.is_unspecified or second.is_unspecified)
+
+
+def _check_backends(configuration: Configuration) -> None:
+    for domain, backend in configuration.backends.items():
+        place = {"file": configuration.path, "section": f"backend {domain}"}
+        target = backend.target
+        if target != EMBEDDED_TARGET and not target.lower().startswith(("sip:", "sips:")):
+            problem = f"{target!r} is no target" if target else "the target is missing"
+            raise ConfigurationError(
+                problem, **place, option="target", allowed="a SIP URI (sip:..., sips:...) or embedded"
+            )
+        if not backend.transports:
+            raise ConfigurationError(
+                "at least one transport is needed", **place, option="transports", allowed="udp, tcp, tls, ws, wss"
+            )
+        if not backend.ws_path.startswith("/"):
+            raise ConfigurationError(f"{backend.ws_path!r} is no path", **place, option="ws_path", allowed="/...")
+
+
+def _check_ranges(configuration: Configuration) -> None:
+    path, registrar, turn = configuration.path, configuration.registrar, configuration.turn
+    if registrar.min_expires > registrar.max_expires:
+        raise ConfigurationError(
+            "min_expires is above max_expires", file=path, section="registrar", option="min_expires"
+        )
+    if not registrar.digest_algorithms:
+        raise ConfigurationError(
+            "at least one algorithm is needed",
+            file=path,
+            section="registrar",
+            option="digest_algorithms",
+            allowed="MD5, SHA-256",
+        )
+    if turn is None:
+        return
+    if turn.min_lifetime > turn.max_lifetime:
+        raise ConfigurationError("min_lifetime is above max_lifetime", file=path, section="turn", option="min_lifetime")
+    for option_name in ("relay_address", "external_address"):
+        for host in getattr(turn, option_name) or ():
+            try:
+                ipaddress.ip_address(host)
+            except ValueError:
+                problem = f"{host!r} is no IP address"
+                raise ConfigurationError(
+                    problem, file=path, section="turn", option=option_name, allowed="IP addresses, one per family"
+                ) from None
