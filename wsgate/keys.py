@@ -1,6 +1,6 @@
 """The key file: the secrets behind flow tokens, nonces and cookies, as lines `id:hex`, the current one first.
 
-Two keys are live at a time (rule T1), so that a new one can come in front while what the old one signed is still honoured.
+Two keys are live at a time (rule T1), so that a new one can come in front while what the old one signed is honoured.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ def make(random_bytes: Callable[[int], bytes]) -> str:
 def parse(text: str) -> tuple[Key, ...]:
     """The keys in the text of a key file, the current one first. Raises ValueError without quoting a secret."""
     keys: list[Key] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        line = line.strip()
+    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
         if not line or line.startswith("#"):
             continue
         identifier, _, secret_text = line.partition(":")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from wsgate.addr import Address, Hop, Transport
+from wsgate.keys import Key as Key
 
 TOKEN_VERSION = 1
 TOKEN_LENGTH = 38
@@ -19,13 +20,6 @@ _MAC_BYTES = 16
 _SIGNED_BYTES = 4 + CONNECTION_ID_BYTES
 
 RandomBytes = Callable[[int], bytes]
-
-
-class Key(NamedTuple):
-    """One secret with its id (0 to 255); tokens made with it name the id."""
-
-    id: int
-    secret: bytes
 
 
 class Verdict(enum.Enum):
