@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from wsgate.addr import Address, Hop, Transport
-from wsgate.keys import Key as Key
+from wsgate.keys import Key
 
 TOKEN_VERSION = 1
 TOKEN_LENGTH = 38

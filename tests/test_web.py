@@ -1,0 +1,131 @@
+"""The web application: who may see what, with which headers."""
+
+import json
+from typing import Any
+
+import pytest
+
+from wsgate.addr import Address
+from wsgate.config import Configuration, parse
+from wsgate.metrics import Counters
+from wsgate.web import PhoneFile, WebApplication, phone_files
+
+BASE = "[listener web]\nbind = 127.0.0.1:0\ntls = off\n"
+PAGE = PhoneFile("text/html; charset=utf-8", b"<!doctype html>", '"etag"')
+
+
+class Answer:
+    def __init__(self, status: str, headers: list[tuple[str, str]], body: bytes) -> None:
+        self.code, self.headers, self.body = int(status[:3]), dict(headers), body
+
+
+def application(extra: str = "", turn_port: int | None = 3478) -> WebApplication:
+    configuration: Configuration = parse(BASE + extra, "/etc/wsgate.ini")
+    counters = Counters()
+    counters.count("sip_requests", 3)
+    status = {"connections": 2, "backends": {"example.com": {"alive": 1}}, "memory": {"rss": 5}, "version": "x"}
+    return WebApplication(configuration, {"index.html": PAGE}, lambda: status, counters, lambda: turn_port)
+
+
+def ask(app: WebApplication, path: str, method: str = "GET", remote: str = "127.0.0.1", **environ: Any) -> Answer:
+    seen: list[Any] = []
+    everything = {"REQUEST_METHOD": method, "PATH_INFO": path, "wsgate.remote": Address(remote, 1), **environ}
+    body = b"".join(app(everything, lambda status, headers: seen.extend((status, headers))))
+    return Answer(seen[0], seen[1], body)
+
+
+def test_the_page_stands_at_the_root_with_its_policy():
+    answer = ask(application(), "/")
+    assert (answer.code, answer.body) == (200, PAGE.data)
+    assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_a_page_that_the_browser_has_is_not_sent_again():
+    answer = ask(application(), "/", HTTP_IF_NONE_MATCH='"etag"')
+    assert (answer.code, answer.body) == (304, b"")
+    assert answer.headers["ETag"] == '"etag"'
+
+
+def test_head_has_the_headers_and_no_body():
+    answer = ask(application(), "/", method="HEAD")
+    assert (answer.code, answer.body) == (200, b"")
+    assert answer.headers["Content-Length"] == str(len(PAGE.data))
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
+def test_other_methods_are_405(method: str):
+    answer = ask(application(), "/", method=method)
+    assert answer.code == 405
+    assert answer.headers["Allow"] == "GET, HEAD"
+
+
+@pytest.mark.parametrize("path", ["/x", "/../config.py", "/index.html/", "//", "", "/README.md", "/jssip.js"])
+def test_what_is_not_there_is_404(path: str):
+    assert ask(application(), path).code == 404
+
+
+def test_without_the_phone_the_root_is_404():
+    assert ask(application("[web]\nphone = off\n"), "/").code == 404
+
+
+def test_health_is_for_everybody_unless_off():
+    assert ask(application(), "/healthz", remote="203.0.113.9").body == b"ok\n"
+    assert ask(application("[web]\nhealth = off\nphone = off\n"), "/healthz").code == 404
+
+
+@pytest.mark.parametrize("path", ["/status", "/metrics"])
+def test_numbers_are_for_metrics_from_alone(path: str):
+    assert ask(application(), path, remote="203.0.113.9").code == 403
+    assert ask(application("[web]\nmetrics_from = 203.0.113.0/24\n"), path, remote="203.0.113.9").code == 200
+    assert ask(application("[web]\nmetrics_from =\n"), path).code == 403
+
+
+def test_status_is_json_and_metrics_speak_of_the_same():
+    app = application()
+    status = ask(app, "/status")
+    assert json.loads(status.body)["connections"] == 2
+    metrics = ask(app, "/metrics").body.decode()
+    assert "wsgate_connections 2.0" in metrics
+    assert "wsgate_sip_requests_total 3.0" in metrics
+    assert "wsgate_memory_rss 5.0" in metrics
+
+
+def test_the_phone_learns_domain_path_and_turn():
+    extra = (
+        "[backend example.com]\ntarget = embedded\n[registrar]\nrealm = r\nusers = u\n[turn]\nrealm = r\nusers = u\n"
+        "[websocket]\npath = /sip\n"
+    )
+    document = json.loads(ask(application(extra), "/phone.json", HTTP_HOST="gate.test:8443").body)
+    turn = {"urls": ["turn:gate.test:3478?transport=udp"], "same_credentials": True}
+    assert document == {"domain": "example.com", "path": "/sip", "turn": turn}
+
+
+def test_the_phone_learns_that_there_is_no_turn():
+    assert json.loads(ask(application(), "/phone.json", HTTP_HOST="gate.test").body)["turn"] is None
+
+
+def test_turn_users_of_their_own_are_not_the_sip_users():
+    extra = "[backend a.test]\ntarget = embedded\n[registrar]\nrealm = r\nusers = u\n[turn]\nrealm = other\nusers = u\n"
+    document = json.loads(ask(application(extra), "/phone.json", HTTP_HOST="[2001:db8::1]:8443").body)
+    assert document["turn"] == {"urls": ["turn:[2001:db8::1]:3478?transport=udp"], "same_credentials": False}
+
+
+def test_configured_uris_are_told_as_they_stand():
+    extra = "[turn]\nusers = u\nuris = turn:a.test:1, turns:b.test:2\n"
+    document = json.loads(ask(application(extra), "/phone.json", HTTP_HOST="x").body)
+    assert document["turn"]["urls"] == ["turn:a.test:1", "turns:b.test:2"]
+
+
+def test_a_reload_shows_at_once():
+    app = application()
+    app.configuration = parse(BASE + "[web]\nphone = off\n", "x.ini")
+    assert ask(app, "/").code == 404
+
+
+def test_only_files_of_the_page_are_read(tmp_path):
+    for name in ("index.html", "a.js", "README.md", ".secret", "note.txt"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "below.js").mkdir()
+    assert set(phone_files(tmp_path)) == {"index.html", "a.js"}
