@@ -1,0 +1,348 @@
+"""What the workers know of each other's flows, registrations and bindings (DESIGN.md, Processes). Pure.
+
+With one worker it is a set of dictionaries; every call is synchronous and never blocks. Three kinds of things live
+here:
+
+- *flows*: which browser connections are open, and since when a closed one is gone;
+- *registrations*: who registered where through which flow, whatever registrar said yes (R4, R6, D3, W2);
+- *bindings*: the location service of the embedded registrar (RFC 3261 §10.3, rules G2 and G6).
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Hashable, Iterable
+from typing import Generic, NamedTuple, TypeVar
+
+from wsgate.addr import Hop
+
+MAX_REGISTRATIONS = 200_000
+"""Registrations that are remembered; further ones still pass through, but their flows are not rebound."""
+MAX_REGISTRATIONS_PER_FLOW = 64
+"""Registrations that one flow may have remembered."""
+MAX_BINDINGS = 200_000
+"""Bindings that the embedded registrar keeps."""
+MAX_FLOWS_PER_REGISTRATION = 16
+"""Flows, the newest included, that one registration is known by; the oldest is forgotten first."""
+MAX_LIFETIME_SECONDS = 30 * 86400
+"""A registrar of another may promise more; we remember no longer."""
+
+RegistrationKey = tuple[bytes, bytes, int]
+"""AOR, instance, reg-id; or AOR, Contact URI, -1 where the client gives no instance (D3)."""
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class Registration(NamedTuple):
+    """A REGISTER that was answered with 2xx (R4). `instance` is empty and `reg_id` 0 where the client gave none."""
+
+    aor: bytes
+    instance: bytes
+    reg_id: int
+    contact: bytes
+    flow: bytes
+    expires_at: float
+    handle: bytes = b""
+
+    @property
+    def key(self) -> RegistrationKey:
+        """What makes two registrations the same client (D3)."""
+        return registration_key(self.aor, self.instance, self.reg_id, self.contact)
+
+
+class Binding(NamedTuple):
+    """One Contact of an AOR at the embedded registrar (RFC 3261 §10).
+
+    `contact` is the URI without brackets, `parameters` the header parameters as the client wrote them, `expires`
+    apart, each with its semicolon. `reg_id` is 0 unless outbound was used (RFC 5626 §6). `flow` is the browser's flow,
+    empty for others, which are reached at `source`.
+    """
+
+    aor: bytes
+    contact: bytes
+    parameters: bytes
+    instance: bytes
+    reg_id: int
+    path: tuple[bytes, ...]
+    flow: bytes
+    source: Hop | None
+    call_id: bytes
+    cseq: int
+    expires_at: float
+    registered_at: float
+    display: bytes = b""
+    q: float = 1.0
+
+
+def registration_key(aor: bytes, instance: bytes, reg_id: int, contact: bytes) -> RegistrationKey:
+    """AOR, instance and reg-id; AOR and Contact URI where a client gives no instance (D3)."""
+    return (aor, instance, reg_id) if instance else (aor, contact, -1)
+
+
+class Expiries(Generic[Key]):
+    """When each key ends, to the second above; moving a key leaves nothing behind that could grow."""
+
+    __slots__ = ("_buckets", "_heap", "_second")
+
+    def __init__(self) -> None:
+        self._second: dict[Key, int] = {}
+        self._buckets: dict[int, set[Key]] = {}
+        self._heap: list[int] = []
+
+    def set(self, key: Key, at: float) -> None:
+        """Let `key` end at `at`, whatever was said before."""
+        second = math.ceil(at)
+        if self._second.get(key) == second:
+            return
+        self.discard(key)
+        self._second[key] = second
+        bucket = self._buckets.get(second)
+        if bucket is None:
+            bucket = self._buckets[second] = set()
+            heapq.heappush(self._heap, second)
+            # Seconds whose bucket became empty stay in the heap; they may not outgrow those that count.
+            if len(self._heap) > 2 * len(self._buckets) + 64:
+                self._heap = sorted(self._buckets)
+        bucket.add(key)
+
+    def discard(self, key: Key) -> None:
+        """Forget `key`."""
+        second = self._second.pop(key, None)
+        if second is not None:
+            bucket = self._buckets[second]
+            bucket.discard(key)
+            if not bucket:
+                del self._buckets[second]
+
+    def next_timer(self) -> float | None:
+        """When the first key ends, or None."""
+        while self._heap and self._heap[0] not in self._buckets:
+            heapq.heappop(self._heap)
+        return float(self._heap[0]) if self._heap else None
+
+    def due(self, now: float) -> list[Key]:
+        """Take out the keys that have ended."""
+        ended: list[Key] = []
+        while self._heap and self._heap[0] <= now:
+            for key in self._buckets.pop(heapq.heappop(self._heap), ()):
+                del self._second[key]
+                ended.append(key)
+        return ended
+
+
+class Directory:
+    """Flows, registrations and bindings of one worker. `reconnect_grace` is of [sip], in seconds (G2)."""
+
+    def __init__(
+        self,
+        reconnect_grace: float = 60.0,
+        *,
+        max_registrations: int = MAX_REGISTRATIONS,
+        max_bindings: int = MAX_BINDINGS,
+    ) -> None:
+        self._reconnect_grace = reconnect_grace
+        self._max_registrations = max_registrations
+        self._max_bindings = max_bindings
+        self._live: set[bytes] = set()
+        self._gone: dict[bytes, float] = {}
+        self._registrations: dict[RegistrationKey, Registration] = {}
+        self._flows_of_key: dict[RegistrationKey, list[bytes]] = {}
+        self._keys_of_flow: dict[bytes, set[RegistrationKey]] = {}
+        self._keys_of_aor: dict[bytes, set[RegistrationKey]] = {}
+        self._registration_expiries: Expiries[RegistrationKey] = Expiries()
+        self._bindings: dict[bytes, tuple[Binding, ...]] = {}
+        self._binding_total = 0
+        self._aors_of_flow: dict[bytes, set[bytes]] = {}
+        self._binding_expiries: Expiries[bytes] = Expiries()
+
+    # Flows
+
+    def flow_opened(self, flow: bytes) -> None:
+        """A browser connection is open; ids are never reused (T1)."""
+        self._live.add(flow)
+
+    def flow_closed(self, flow: bytes, now: float) -> None:
+        """It is gone; what was registered through it stays known until it expires or `reconnect_grace` is over."""
+        self._live.discard(flow)
+        if flow in self._keys_of_flow or flow in self._aors_of_flow:
+            self._gone.setdefault(flow, now)
+        for aor in self._aors_of_flow.get(flow, ()):
+            self._schedule_bindings(aor)
+
+    def has_flow(self, flow: bytes) -> bool:
+        """True while the connection is open."""
+        return flow in self._live
+
+    def gone_since(self, flow: bytes) -> float | None:
+        """When a flow that something was registered through was closed; None while it is open or was never known."""
+        return self._gone.get(flow)
+
+    def _release_flow(self, flow: bytes) -> None:
+        if flow not in self._keys_of_flow and flow not in self._aors_of_flow:
+            self._gone.pop(flow, None)
+
+    # Registrations
+
+    def remember(self, registration: Registration, now: float) -> bool:
+        """A 2xx to REGISTER: the newer flow supersedes the older one (R4, R6). False when a table is full."""
+        key = registration.key
+        if registration.expires_at <= now:
+            self._forget_key(key)
+            return True
+        keys = self._keys_of_flow.get(registration.flow, ())
+        if key not in keys and len(keys) >= MAX_REGISTRATIONS_PER_FLOW:
+            return False
+        if key not in self._registrations and len(self._registrations) >= self._max_registrations:
+            return False
+        expires_at = min(registration.expires_at, now + MAX_LIFETIME_SECONDS)
+        self._registrations[key] = registration._replace(expires_at=expires_at)
+        self._registration_expiries.set(key, expires_at)
+        self._keys_of_aor.setdefault(registration.aor, set()).add(key)
+        self._add_flow(key, registration.flow, now)
+        return True
+
+    def forget(self, aor: bytes, instance: bytes, reg_id: int, contact: bytes) -> None:
+        """The registration was taken back (R4)."""
+        self._forget_key(registration_key(aor, instance, reg_id, contact))
+
+    def forget_all(self, aor: bytes) -> None:
+        """`Contact: *` took back every registration of the AOR."""
+        for key in tuple(self._keys_of_aor.get(aor, ())):
+            self._forget_key(key)
+
+    def registrations_of(self, flow: bytes) -> list[Registration]:
+        """What is registered through `flow` now; not what a newer flow took over."""
+        found = (self._registrations[key] for key in self._keys_of_flow.get(flow, ()))
+        return [registration for registration in found if registration.flow == flow]
+
+    def newest_flow(self, aor: bytes, instance: bytes, reg_id: int, contact: bytes) -> bytes | None:
+        """The open flow of that registration, or None (D3)."""
+        registration = self._registrations.get(registration_key(aor, instance, reg_id, contact))
+        return registration.flow if registration is not None and registration.flow in self._live else None
+
+    def heir(self, flow: bytes) -> bytes | None:
+        """The open flow that took over from `flow` (D3), or None."""
+        for key in self._keys_of_flow.get(flow, ()):
+            newest = self._registrations[key].flow
+            if newest != flow and newest in self._live:
+                return newest
+        return None
+
+    def superseded(self, old_flow: bytes, new_flow: bytes) -> bool:
+        """True when `new_flow` took over a registration that `old_flow` once had (D3, W2)."""
+        if old_flow == new_flow:
+            return False
+        return any(self._registrations[key].flow == new_flow for key in self._keys_of_flow.get(old_flow, ()))
+
+    def _add_flow(self, key: RegistrationKey, flow: bytes, now: float) -> None:
+        self._keys_of_flow.setdefault(flow, set()).add(key)
+        flows = self._flows_of_key.setdefault(key, [])
+        if flow in flows:
+            flows.remove(flow)
+        flows.append(flow)
+        if len(flows) > MAX_FLOWS_PER_REGISTRATION:
+            self._drop_key_of_flow(flows.pop(0), key)
+        if flow not in self._live:
+            # The 2xx came when its browser had already left.
+            self._gone.setdefault(flow, now)
+
+    def _forget_key(self, key: RegistrationKey) -> None:
+        registration = self._registrations.pop(key, None)
+        if registration is None:
+            return
+        self._registration_expiries.discard(key)
+        keys = self._keys_of_aor[registration.aor]
+        keys.discard(key)
+        if not keys:
+            del self._keys_of_aor[registration.aor]
+        for flow in self._flows_of_key.pop(key):
+            self._drop_key_of_flow(flow, key)
+
+    def _drop_key_of_flow(self, flow: bytes, key: RegistrationKey) -> None:
+        keys = self._keys_of_flow[flow]
+        keys.discard(key)
+        if not keys:
+            del self._keys_of_flow[flow]
+            self._release_flow(flow)
+
+    # Bindings
+
+    def bindings(self, aor: bytes) -> tuple[Binding, ...]:
+        """The bindings of an AOR, oldest first; those that are over leave with the timer."""
+        return self._bindings.get(aor, ())
+
+    def aors_of(self, flow: bytes) -> frozenset[bytes]:
+        """The AORs that have a binding through `flow` (G4)."""
+        return frozenset(self._aors_of_flow.get(flow, ()))
+
+    def replace_bindings(self, aor: bytes, bindings: Iterable[Binding], now: float) -> bool:
+        """Make these the bindings of an AOR, all or none (RFC 3261 §10.3). False when the table is full."""
+        new = tuple(bindings)
+        old = self._bindings.get(aor, ())
+        total = self._binding_total + len(new) - len(old)
+        if total > self._max_bindings and len(new) > len(old):
+            return False
+        self._binding_total = total
+        if new:
+            self._bindings[aor] = new
+        else:
+            self._bindings.pop(aor, None)
+        old_flows = {binding.flow for binding in old if binding.flow}
+        new_flows = {binding.flow for binding in new if binding.flow}
+        for flow in new_flows - old_flows:
+            self._aors_of_flow.setdefault(flow, set()).add(aor)
+            if flow not in self._live:
+                self._gone.setdefault(flow, now)
+        for flow in old_flows - new_flows:
+            self._drop_aor_of_flow(flow, aor)
+        self._schedule_bindings(aor)
+        return True
+
+    def ends_at(self, binding: Binding) -> float:
+        """When a binding is over: it expires, or its flow has been gone for `reconnect_grace` (G2)."""
+        gone_since = self._gone.get(binding.flow) if binding.flow else None
+        return binding.expires_at if gone_since is None else min(binding.expires_at, gone_since + self._reconnect_grace)
+
+    def _schedule_bindings(self, aor: bytes) -> None:
+        bindings = self._bindings.get(aor)
+        if bindings:
+            self._binding_expiries.set(aor, min(self.ends_at(binding) for binding in bindings))
+        else:
+            self._binding_expiries.discard(aor)
+
+    def _drop_aor_of_flow(self, flow: bytes, aor: bytes) -> None:
+        aors = self._aors_of_flow[flow]
+        aors.discard(aor)
+        if not aors:
+            del self._aors_of_flow[flow]
+            self._release_flow(flow)
+
+    # Time and counts
+
+    def next_timer(self) -> float | None:
+        """When `handle_timer` wants to be called, or None."""
+        times = (self._registration_expiries.next_timer(), self._binding_expiries.next_timer())
+        return min((time for time in times if time is not None), default=None)
+
+    def handle_timer(self, now: float) -> list[Registration | Binding]:
+        """Forget what has ended; returns it."""
+        ended: list[Registration | Binding] = []
+        for key in self._registration_expiries.due(now):
+            ended.append(self._registrations[key])
+            self._forget_key(key)
+        for aor in self._binding_expiries.due(now):
+            kept = []
+            for binding in self._bindings[aor]:
+                (kept if self.ends_at(binding) > now else ended).append(binding)
+            self.replace_bindings(aor, kept, now)
+        return ended
+
+    def counts(self) -> dict[str, int]:
+        """Sizes for /status."""
+        return {
+            "flows": len(self._live),
+            "registrations": len(self._registrations),
+            "bindings": self._binding_total,
+            "addresses_of_record": len(self._bindings),
+        }
