@@ -20,8 +20,7 @@ def test_names_lifetime_and_key():
         ipaddress.ip_address("127.0.0.1"),
         ipaddress.ip_address("::1"),
     ]
-    begin = certificate.not_valid_before.replace(tzinfo=datetime.timezone.utc)
-    end = certificate.not_valid_after.replace(tzinfo=datetime.timezone.utc)
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     assert begin < NOW
     assert end - begin == datetime.timedelta(days=VALID_DAYS)
     assert load_pem_private_key(made.private_key, None).public_key() == certificate.public_key()

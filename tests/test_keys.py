@@ -13,8 +13,16 @@ def test_a_new_file_holds_two_keys_the_current_first():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "# nothing\n", "1:abcd\n", "300:" + "ab" * 32, "x:" + "ab" * 32, "1:" + "zz" * 32]
-    + ["1:" + "ab" * 32 + "\n1:" + "cd" * 32, "\n".join(f"{n}:{'ab' * 32}" for n in range(17))],
+    [
+        "",
+        "# nothing\n",
+        "1:abcd\n",
+        "300:" + "ab" * 32,
+        "x:" + "ab" * 32,
+        "1:" + "zz" * 32,
+        "1:" + "ab" * 32 + "\n1:" + "cd" * 32,
+        "\n".join(f"{n}:{'ab' * 32}" for n in range(17)),
+    ],
 )
 def test_what_cannot_be_used_is_refused_without_quoting(text: str):
     with pytest.raises(ValueError, match=r"line|keys") as caught:
