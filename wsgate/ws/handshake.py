@@ -29,7 +29,7 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([0-9]{3})(?: [^\r\n]*)?")
 
 
 class Refusal(NamedTuple):
-    """An HTTP answer instead of 101: `status` as "400 Bad Request", `reason` as body, `fields` beside the usual ones."""
+    """An HTTP answer instead of 101: `status` as "400 Bad Request", `reason` as body, `fields` besides."""
 
     status: str
     reason: str
