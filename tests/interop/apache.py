@@ -1,0 +1,107 @@
+"""Apache httpd in front of the gateway, with the shipped include and a certificate of the test's own."""
+
+from __future__ import annotations
+
+import ssl
+import subprocess
+from pathlib import Path
+
+from tests.interop.process import Process, accepts, free_port
+
+INCLUDE = Path(__file__).resolve().parents[2] / "apache" / "wsgate.conf"
+MODULES = Path("/usr/lib/apache2/modules")
+CONFIG = """
+ServerName localhost
+ServerRoot {directory}
+PidFile {directory}/httpd.pid
+DefaultRuntimeDir {directory}
+ErrorLog {directory}/error.log
+LogLevel warn
+Listen 127.0.0.1:{port}
+Listen 127.0.0.1:{plain_port}
+User {user}
+Group {group}
+StartServers 1
+ServerLimit 2
+ThreadsPerChild 25
+MaxRequestWorkers 50
+{modules}
+RequestReadTimeout header=5-10,minrate=500 body=2,minrate=500
+TransferLog {directory}/access.log
+Timeout 60
+Define WSGATE_BACKEND {backend}
+{define}
+<VirtualHost 127.0.0.1:{port}>
+    SSLEngine on
+    SSLCertificateFile {certificate}
+    SSLCertificateKeyFile {key}
+    Include {include}
+</VirtualHost>
+<VirtualHost 127.0.0.1:{plain_port}>
+    Include {include}
+</VirtualHost>
+"""
+LOADED = ("mpm_event", "authz_core", "reqtimeout", "headers", "ssl", "socache_shmcb", "proxy")
+
+
+def make_certificate(directory: Path) -> tuple[Path, Path]:
+    """A self-signed certificate for localhost and 127.0.0.1 and its key, as files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    certificate, key = directory / "test.crt", directory / "test.key"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    output = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(["openssl", "req", *kind, *subject, *output], check=True, capture_output=True)
+    return certificate, key
+
+
+class Apache:
+    """httpd with TLS on `port` and without on `plain_port`, relaying /ws to `backend` (host:port).
+
+    `wstunnel` takes mod_proxy_wstunnel, as httpd before 2.4.47 must; otherwise mod_proxy_http with upgrade=websocket.
+    """
+
+    def __init__(self, directory: Path, backend: str, *, wstunnel: bool) -> None:
+        self.certificate, key = make_certificate(directory)
+        self.port, self.plain_port = free_port(), free_port()
+        directory.chmod(0o755)
+        modules = [*LOADED, "proxy_wstunnel" if wstunnel else "proxy_http"]
+        self._directory = directory
+        config = directory / "httpd.conf"
+        config.write_text(
+            CONFIG.format(
+                directory=directory,
+                port=self.port,
+                plain_port=self.plain_port,
+                user="www-data",
+                group="www-data",
+                modules="\n".join(f"LoadModule {name}_module {MODULES}/mod_{name}.so" for name in modules),
+                backend=backend,
+                define="Define WSGATE_WSTUNNEL" if wstunnel else "",
+                certificate=self.certificate,
+                key=key,
+                include=INCLUDE,
+            )
+        )
+        self._process = Process(["apache2", "-d", directory, "-f", config, "-DFOREGROUND"], directory / "httpd.log")
+        self._process.ready(lambda: accepts("127.0.0.1", self.port))
+
+    @property
+    def url(self) -> str:
+        """Where a browser connects."""
+        return f"wss://localhost:{self.port}/ws"
+
+    @property
+    def tls(self) -> ssl.SSLContext:
+        """A context that trusts the test's certificate alone."""
+        return ssl.create_default_context(cafile=str(self.certificate))
+
+    @property
+    def log(self) -> str:
+        """The error log."""
+        path = self._directory / "error.log"
+        return path.read_text() if path.exists() else self._process.output
+
+    def stop(self) -> None:
+        """End httpd and its children."""
+        self._process.stop()

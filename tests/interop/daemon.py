@@ -1,0 +1,107 @@
+"""The daemon under test: started from ini text, waited for, ended by SIGTERM, its log read."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from tests.interop.process import Process, free_port, wait_for
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAD = """
+[wsgate]
+user =
+group =
+log_level = debug
+key_file = {directory}/wsgate.key
+control_socket = {directory}/wsgate.sock
+drain_timeout = 1
+
+[listener plain]
+bind = 127.0.0.1:{http}
+tls = off
+turn = off
+{listener}
+
+[sip]
+bind = {sip_host}:{sip}
+{sip_options}
+
+[turn]
+enabled = off
+"""
+
+
+class Daemon:
+    """`python -m wsgate -c INI`, with a plain listener on `http` and the SIP side on `sip_host`:`sip`.
+
+    `listener` and `sip_options` are further lines of those two sections, `text` further sections, e.g. [backend ...].
+    """
+
+    def __init__(
+        self, directory: Path, text: str, *, listener: str = "", sip_options: str = "", sip_host: str = "127.0.0.1"
+    ) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.http, self.sip, self.sip_host = free_port(), free_port(sip_host), sip_host
+        self.ini = directory / "wsgate.ini"
+        head = HEAD.format(
+            directory=directory,
+            http=self.http,
+            sip=self.sip,
+            sip_host=sip_host,
+            listener=textwrap.dedent(listener),
+            sip_options=textwrap.dedent(sip_options),
+        )
+        self.ini.write_text(head + textwrap.dedent(text))
+        self._process = Process(
+            [sys.executable, "-m", "wsgate", "-c", self.ini],
+            directory / "wsgate.log",
+            env={"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+        )
+        self._process.ready(self._healthy, 20)
+
+    @property
+    def url(self) -> str:
+        """Where a browser connects."""
+        return f"ws://127.0.0.1:{self.http}/ws"
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The plain listener."""
+        return ("127.0.0.1", self.http)
+
+    @property
+    def log(self) -> str:
+        """What the daemon wrote."""
+        return self._process.output
+
+    def _healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/healthz", timeout=2) as response:
+                return bool(response.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def status(self) -> dict[str, Any]:
+        """/status as a dictionary."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/status", timeout=5) as response:
+            found: dict[str, Any] = json.load(response)
+            return found
+
+    def wait_status(self, key: str, value: object, seconds: float = 10.0) -> None:
+        """Wait until /status says `value` for `key`."""
+        wait_for(lambda: self.status()[key] == value, f"{key} == {value} in /status", seconds)
+
+    def stop(self) -> None:
+        """SIGTERM; asserts a clean end and a log without a traceback."""
+        was_running = self._process.running
+        status = self._process.stop(15)
+        log = self.log
+        assert was_running, f"wsgate had ended with {status}:\n{log[-6000:]}"
+        assert status == 0, f"wsgate ended with {status}:\n{log[-6000:]}"
+        assert "Traceback" not in log, log[-10000:]
