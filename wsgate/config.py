@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from wsgate.addr import Address, Network, canonical_host
 from wsgate.errors import ConfigurationError
 from wsgate.guard import LimitSettings
+from wsgate.handover import Endpoint, FileReference
 from wsgate.net.listener import ListenerSettings
 from wsgate.net.resolver import ResolverSettings
 from wsgate.settings import (
@@ -113,38 +114,6 @@ class TraceSettings:
 
     hep: Address | None = option(None, optional(ADDRESS), later="tracing to a collector")
     pcap: str = option("", TEXT, later="tracing to a file")
-
-
-class Endpoint(NamedTuple):
-    """One socket that the supervisor opens: `kind` is listener, sip-udp, sip-tcp, sip-tls or turn-udp."""
-
-    kind: str
-    name: str
-    address: Address
-
-
-class FileReference(NamedTuple):
-    """A file that an option names: read by the supervisor, handed to the worker under `name`."""
-
-    section: str
-    option: str
-    name: str
-
-
-class Files:
-    """The files that options name, by the name written there.
-
-    A file that the supervisor read is a descriptor of a memory file; any other name is a path relative to `directory`.
-    """
-
-    def __init__(self, directory: Path, descriptors: Mapping[str, int] | None = None) -> None:
-        self.directory = directory
-        self.descriptors = dict(descriptors or {})
-
-    def path(self, name: str) -> str:
-        """A path that this process can open and read for the configured file `name`."""
-        descriptor = self.descriptors.get(name)
-        return f"/proc/self/fd/{descriptor}" if descriptor is not None else str(self.directory / name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -462,7 +431,7 @@ def _check_binds(configuration: Configuration) -> None:
                 option=option_name,
                 allowed="IP address:port, 0.0.0.0 or [::] for all",
             ) from None
-        protocol = "UDP" if endpoint.kind.endswith("udp") else "TCP"
+        protocol = "UDP" if endpoint.datagram else "TCP"
         for other_protocol, other, other_place in taken:
             if protocol == other_protocol and _overlap(endpoint.address, other):
                 raise ConfigurationError(

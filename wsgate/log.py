@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
+import os
 import sys
+from typing import TYPE_CHECKING, TextIO
 
 PEER_BYTES_SHOWN = 200
 """How many of a peer's bytes one log line may show."""
@@ -19,13 +21,34 @@ def escaped(data: bytes | str, limit: int = PEER_BYTES_SHOWN) -> str:
     return f"{text}... ({len(raw)} bytes)" if len(raw) > limit else text
 
 
-def start(level: str, target: str) -> logging.Handler:
+if TYPE_CHECKING:
+    _StreamHandler = logging.StreamHandler[TextIO]
+else:
+    _StreamHandler = logging.StreamHandler
+
+
+class _DescriptorHandler(_StreamHandler):
+    """Writes to a descriptor that another process opened, and closes it at the end."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace"))
+
+    def close(self) -> None:
+        """Flush and close the descriptor."""
+        self.stream.close()
+        super().close()
+
+
+def start(level: str, target: str, descriptor: int | None = None) -> logging.Handler:
     """Send the log of `level` and above to `stderr`, `syslog` or a file. Raises OSError. Returns the handler.
 
-    A file handler notices that its file was moved away and opens it again (SIGHUP after log rotation).
+    `descriptor` is that of the file where it is open already (a worker may not open it); the handler then owns it.
+    The handler that was there before is closed.
     """
     handler: logging.Handler
-    if target == "stderr":
+    if descriptor is not None:
+        handler = _DescriptorHandler(descriptor)
+    elif target == "stderr":
         handler = logging.StreamHandler(sys.stderr)
     elif target == "syslog":
         handler = logging.handlers.SysLogHandler(address="/dev/log", facility=logging.handlers.SysLogHandler.LOG_DAEMON)
@@ -34,6 +57,8 @@ def start(level: str, target: str) -> logging.Handler:
         handler = logging.FileHandler(target)
     stamp = "" if target == "syslog" else "%(asctime)s "
     handler.setFormatter(logging.Formatter(f"{stamp}%(levelname)s %(message)s"))
+    for old in logger.handlers:
+        old.close()
     logger.handlers[:] = [handler]
     logger.propagate = False
     logger.setLevel(level.upper())
