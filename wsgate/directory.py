@@ -332,7 +332,7 @@ class Directory:
             ended.append(self._registrations[key])
             self._forget_key(key)
         for aor in self._binding_expiries.due(now):
-            kept = []
+            kept: list[Binding] = []
             for binding in self._bindings[aor]:
                 (kept if self.ends_at(binding) > now else ended).append(binding)
             self.replace_bindings(aor, kept, now)
