@@ -1,0 +1,436 @@
+"""The relay engine: moves TURN packets between clients and peers (rules P3, F1, F2, F4).
+
+One gevent watcher waits for a nested epoll over the listening sockets and all relay sockets. ChannelData costs one
+look-up and one send: packets are read into one buffer, peers' packets HEADROOM bytes into it so that whatever stands
+before them on the way to the client is written in place. Everything else goes to the pure TurnServer, whose effects
+are applied here.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from gevent import get_hub
+
+from wsgate.addr import Address
+from wsgate.log import logger
+from wsgate.metrics import Counters
+from wsgate.turn import stun
+from wsgate.turn.allocation import (
+    Bind,
+    Client,
+    CloseRelay,
+    Effect,
+    Join,
+    OpenRelays,
+    Permit,
+    Reply,
+    Revoke,
+    SendToPeer,
+    Unbind,
+)
+from wsgate.turn.server import TurnServer
+
+HEADROOM = 48
+"""The longest that is written before a payload: a Data indication with an IPv6 peer."""
+DATAGRAM_BYTES = 65536
+PACKETS_PER_PASS = 256
+"""After so many packets other greenlets get their turn."""
+PACKETS_PER_READ = 32
+"""How many packets one socket may give before the next one is looked at."""
+EVENTS_PER_POLL = 128
+FEW_READY = 4
+"""With so few sockets ready each is read until it is empty, with more of them one packet each."""
+LISTENER_BUFFER_BYTES = 4 << 20
+RELAY_BUFFER_BYTES = 512 << 10
+IDLE_TICKS = 4
+"""After so many ticks without a packet the engine waits for the sockets again (rule F2)."""
+TIMER_SECONDS_MIN = 0.001
+
+IP_MTU_DISCOVER, IP_PMTUDISC_WANT, IP_PMTUDISC_DO = 10, 1, 2
+IPV6_MTU_DISCOVER = 23
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC}
+_CHANNEL_HEAD = struct.Struct("!HH")
+
+SocketAddress = tuple[str, int]
+_Send = Callable[[memoryview, SocketAddress], int]
+
+
+class _Buffer:
+    """The one buffer of an engine and the views into it that never change."""
+
+    def __init__(self) -> None:
+        self.data = bytearray(HEADROOM + DATAGRAM_BYTES + 4)
+        self.view = memoryview(self.data)
+        self.payload = self.view[HEADROOM : HEADROOM + DATAGRAM_BYTES]
+
+
+class _Listener:
+    """A socket that clients send to; `routes` is client -> channel number -> (send, peer)."""
+
+    def __init__(self, engine: Relay, path: int, sock: socket.socket) -> None:
+        self.socket = sock
+        self.path = path
+        self.routes: dict[SocketAddress, dict[int, tuple[_Send, SocketAddress]]] = {}
+        self._engine = engine
+        self._long_address = sock.family == socket.AF_INET6
+        self._first_byte_end = (engine.server.channel_numbers[-1] >> 8) + 1
+
+    def read(self, limit: int) -> int:
+        """Take up to `limit` datagrams; returns how many. One that is wrong harms no other (rules P3, F4)."""
+        engine, routes, long_address = self._engine, self.routes, self._long_address
+        data, view, receive = engine.buffer.data, engine.buffer.view, self.socket.recvfrom_into
+        first_byte_end = self._first_byte_end
+        relayed = taken = 0
+        while taken < limit:
+            try:
+                size, source = receive(data)
+            except BlockingIOError:
+                break
+            except OSError:
+                taken += 1
+                engine.counters.count("turn_socket_errors")
+                continue
+            taken += 1
+            if long_address:
+                source = source[:2]
+            if size < 4 or not 0x40 <= data[0] < first_byte_end:
+                engine.message(self, source, size)
+                continue
+            route = routes.get(source)
+            channel = route and route.get(data[0] << 8 | data[1])
+            end = 4 + (data[2] << 8 | data[3])
+            if not channel or end > size:
+                engine.counters.count("turn_channel_data_dropped")
+                continue
+            try:
+                channel[0](view[4:end], channel[1])
+                relayed += 1
+            except OSError:
+                engine.counters.count("turn_send_failed")
+        if relayed:
+            engine.counters.count("turn_packets_to_peers", relayed)
+        return taken
+
+
+class _RelaySocket:
+    """A relayed transport address; what arrives goes to the client it is joined to, or nowhere."""
+
+    __slots__ = ("_engine", "address", "channels", "client", "permitted", "reply", "socket")
+
+    def __init__(self, engine: Relay, address: Address, sock: socket.socket) -> None:
+        self._engine = engine
+        self.address = address
+        self.socket = sock
+        self.client: Client | None = None
+        self.reply: _Send | None = None
+        self.permitted: set[str] = set()
+        self.channels: dict[SocketAddress, int] = {}
+
+    def read(self, limit: int) -> int:
+        """Take up to `limit` datagrams of peers; returns how many (rules P3, F4)."""
+        engine, channels, permitted, reply = self._engine, self.channels, self.permitted, self.reply
+        buffer, receive = engine.buffer, self.socket.recvfrom_into
+        data, view, payload = buffer.data, buffer.view, buffer.payload
+        client = None if self.client is None else self.client.address
+        long_address = self.socket.family == socket.AF_INET6
+        relayed = taken = 0
+        while taken < limit:
+            try:
+                size, source = receive(payload)
+            except BlockingIOError:
+                break
+            except OSError:
+                taken += 1
+                engine.counters.count("turn_socket_errors")
+                continue
+            taken += 1
+            if long_address:
+                source = source[:2]
+            if reply is None or client is None or source[0] not in permitted:
+                engine.counters.count("turn_peer_data_dropped")
+                continue
+            number = channels.get(source)
+            if number is not None:
+                _CHANNEL_HEAD.pack_into(data, HEADROOM - 4, number, size)
+                start, end = HEADROOM - 4, HEADROOM + size
+            else:
+                start, end = engine.write_data_indication(source, size)
+            try:
+                if start < end:
+                    reply(view[start:end], client)
+                    relayed += 1
+            except OSError:
+                engine.counters.count("turn_send_failed")
+        if relayed:
+            engine.counters.count("turn_packets_to_clients", relayed)
+        return taken
+
+
+class Relay:
+    """The pure engine. `listeners` are bound UDP sockets, which stay the caller's; relay sockets are opened here.
+
+    `tick` is the longest that packets are gathered under load (rule F2), 0 for not at all. Client paths are the
+    indices of `listeners`. Everything runs on the hub of the greenlet that calls `start`.
+    """
+
+    def __init__(
+        self,
+        server: TurnServer,
+        listeners: Sequence[socket.socket],
+        *,
+        tick: float = 0.0,
+        counters: Counters | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.server = server
+        self.counters = server.counters if counters is None else counters
+        self.buffer = _Buffer()
+        self._clock = clock
+        self._tick_seconds = tick
+        self._listeners = [_Listener(self, path, sock) for path, sock in enumerate(listeners)]
+        self._relays: dict[Address, _RelaySocket] = {}
+        self._readers: dict[int, Callable[[int], int]] = {}
+        self._epoll: select.epoll | None = None
+        self._idle_ticks = 0
+        self._last_pass = 0.0
+        self._timer_at: float | None = None
+
+    @property
+    def relay_sockets(self) -> int:
+        """How many relay sockets are open."""
+        return len(self._relays)
+
+    def start(self) -> None:
+        """Begin to listen. Raises OSError."""
+        loop = get_hub().loop
+        self._epoll = select.epoll()
+        self._watcher: Any = loop.io(self._epoll.fileno(), 1)
+        self._ticker: Any = loop.timer(self._tick_seconds)
+        self._timer: Any = loop.timer(0)
+        for listener in self._listeners:
+            listener.socket.setblocking(False)
+            listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LISTENER_BUFFER_BYTES)
+            self._watch(listener.socket, listener.read)
+        self._watcher.start(self._readable)
+
+    def stop(self) -> None:
+        """Stop and close every relay socket; the listening sockets stay open."""
+        if self._epoll is None:
+            return
+        for watcher in (self._watcher, self._ticker, self._timer):
+            watcher.stop()
+            watcher.close()
+        for relay in self._relays.values():
+            relay.socket.close()
+        self._relays.clear()
+        self._readers.clear()
+        self._epoll.close()
+        self._epoll = None
+
+    def apply(self, effects: Iterable[Effect]) -> None:
+        """Do what the server decided, in order, without blocking; then set the timer."""
+        waiting = deque(effects)
+        while waiting:
+            effect = waiting.popleft()
+            more = _APPLY[type(effect)](self, effect)
+            if more:
+                waiting.extendleft(reversed(more))
+        self._set_timer()
+
+    def message(self, listener: _Listener, source: SocketAddress, size: int) -> None:
+        """A datagram from a client that is no ChannelData: STUN by its first bits (RFC 7983 §7), else dropped."""
+        if not size or self.buffer.data[0] > 3:
+            self.counters.count("turn_garbage_dropped")
+            return
+        data = bytes(self.buffer.view[: min(size, stun.DATAGRAM_BYTES_MAX + 1)])
+        self.apply(self.server.receive(data, Client(listener.path, Address(*source)), self._clock()))
+
+    def write_data_indication(self, source: SocketAddress, size: int) -> tuple[int, int]:
+        """Make the payload in the buffer a Data indication (RFC 8656 §11.3); returns where it begins and ends.
+
+        Nothing (0, 0) when the peer's port is refused (rule P5).
+        """
+        if not self.server.peers.port_allowed(*source):
+            self.counters.count("turn_peer_data_dropped")
+            return 0, 0
+        transaction_id = self.server.random_bytes(stun.TRANSACTION_ID_BYTES)
+        head = stun.data_indication_head(Address(*source), size, transaction_id)
+        start, end, padding = HEADROOM - len(head), HEADROOM + size, -size % 4
+        self.buffer.data[start:HEADROOM] = head
+        self.buffer.data[end : end + padding] = bytes(padding)
+        return start, end + padding
+
+    def _watch(self, sock: socket.socket, read: Callable[[int], int]) -> None:
+        if self._epoll is not None:
+            self._epoll.register(sock.fileno(), select.EPOLLIN)
+            self._readers[sock.fileno()] = read
+
+    def _drain(self) -> int:
+        """Read what is there, at most about PACKETS_PER_PASS packets; returns how many it was."""
+        epoll, readers, done = self._epoll, self._readers, 0
+        while epoll is not None and done < PACKETS_PER_PASS:
+            ready = epoll.poll(0, EVENTS_PER_POLL)
+            limit = PACKETS_PER_READ if len(ready) <= FEW_READY else 1
+            before = done
+            for descriptor, _ in ready:
+                read = readers.get(descriptor)
+                if read is not None:
+                    done += read(limit)
+            if done == before:
+                break
+        return done
+
+    def _readable(self) -> None:
+        """Sockets are readable. Under load, when passes come closer than a tick, gather packets by ticks (F2)."""
+        self._drain()
+        now = self._clock()
+        if now - self._last_pass < self._tick_seconds:
+            self._watcher.stop()
+            self._idle_ticks = 0
+            self._ticker.start(self._tick)
+        self._last_pass = now
+
+    def _tick(self) -> None:
+        """One tick has passed: read until nothing is left, then sleep another; wait again after idle ones (F2)."""
+        done = self._drain()
+        self._last_pass = self._clock()
+        self._idle_ticks = 0 if done else self._idle_ticks + 1
+        self._ticker.stop()
+        if done >= PACKETS_PER_PASS or self._idle_ticks >= IDLE_TICKS:
+            self._watcher.start(self._readable)
+        else:
+            self._ticker.start(self._tick)
+
+    def _set_timer(self) -> None:
+        at = self.server.next_timer()
+        if at == self._timer_at or self._epoll is None:
+            return
+        self._timer_at = at
+        self._timer.stop()
+        if at is not None:
+            self._timer.close()
+            self._timer = get_hub().loop.timer(max(at - self._clock(), TIMER_SECONDS_MIN))
+            self._timer.start(self._expired)
+
+    def _expired(self) -> None:
+        self._timer_at = None
+        self.apply(self.server.handle_timer(self._clock()))
+
+    def _reply(self, effect: Reply) -> None:
+        try:
+            self._listeners[effect.client.path].socket.sendto(effect.data, effect.client.address)
+        except OSError:
+            self.counters.count("turn_send_failed")
+
+    def _open_relays(self, effect: OpenRelays) -> list[Effect]:
+        """Bind all or none (rule Q1: 508 when descriptors are used up, and the daemon goes on)."""
+        opened: list[_RelaySocket] = []
+        try:
+            for address in effect.relays:
+                opened.append(_RelaySocket(self, address, _bound(address)))
+                self._watch(opened[-1].socket, opened[-1].read)
+        except OSError as problem:
+            for relay in opened:
+                self._readers.pop(relay.socket.fileno(), None)
+                relay.socket.close()
+            exhausted = problem.errno in _EXHAUSTED
+            if exhausted:
+                logger.warning("turn: no relay socket: %s", problem.strerror)
+            self.counters.count("turn_relay_sockets_refused")
+            return self.server.relays_refused(effect.relays, exhausted, self._clock())
+        self._relays.update(zip(effect.relays, opened, strict=True))
+        return self.server.relays_opened(effect.relays, self._clock())
+
+    def _close_relay(self, effect: CloseRelay) -> None:
+        relay = self._relays.pop(effect.relay)
+        self._readers.pop(relay.socket.fileno(), None)
+        relay.socket.close()
+        if relay.client is not None:
+            listener = self._listeners[relay.client.path]
+            channels = listener.routes.get(relay.client.address, {})
+            for number in relay.channels.values():
+                channels.pop(number, None)
+            if not channels:
+                listener.routes.pop(relay.client.address, None)
+
+    def _join(self, effect: Join) -> None:
+        relay = self._relays[effect.relay]
+        relay.client = effect.client
+        relay.reply = self._listeners[effect.client.path].socket.sendto
+
+    def _permit(self, effect: Permit) -> None:
+        self._relays[effect.relay].permitted.add(effect.host)
+
+    def _revoke(self, effect: Revoke) -> None:
+        self._relays[effect.relay].permitted.discard(effect.host)
+
+    def _bind(self, effect: Bind) -> None:
+        relay = self._relays[effect.relay]
+        peer = (effect.peer.host, effect.peer.port)
+        relay.channels[peer] = effect.number
+        if relay.client is not None:
+            routes = self._listeners[relay.client.path].routes
+            routes.setdefault(relay.client.address, {})[effect.number] = (relay.socket.sendto, peer)
+
+    def _unbind(self, effect: Unbind) -> None:
+        relay = self._relays[effect.relay]
+        relay.channels.pop(effect.peer, None)
+        if relay.client is not None:
+            self._listeners[relay.client.path].routes[relay.client.address].pop(effect.number, None)
+
+    def _send_to_peer(self, effect: SendToPeer) -> None:
+        sock = self._relays[effect.relay].socket
+        try:
+            if effect.dont_fragment:
+                _set_dont_fragment(sock, IP_PMTUDISC_DO)
+            sock.sendto(effect.data, effect.peer)
+            self.counters.count("turn_packets_to_peers")
+        except OSError:
+            self.counters.count("turn_send_failed")
+        finally:
+            if effect.dont_fragment:
+                _set_dont_fragment(sock, IP_PMTUDISC_WANT)
+
+
+def _bound(address: Address) -> socket.socket:
+    """A relay socket at `address`. Raises OSError."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RELAY_BUFFER_BYTES)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _set_dont_fragment(sock: socket.socket, discovery: int) -> None:
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, discovery)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, discovery)
+
+
+_APPLY: dict[type[Effect], Callable[[Relay, Any], list[Effect] | None]] = {
+    Reply: Relay._reply,
+    OpenRelays: Relay._open_relays,
+    CloseRelay: Relay._close_relay,
+    Join: Relay._join,
+    Permit: Relay._permit,
+    Revoke: Relay._revoke,
+    Bind: Relay._bind,
+    Unbind: Relay._unbind,
+    SendToPeer: Relay._send_to_peer,
+}
+"""Who applies which effect."""

@@ -1,0 +1,112 @@
+"""How the server answers: success, error and challenge, with what rules S4 and S5 add or withhold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from wsgate.addr import Address, canonical_host
+from wsgate.metrics import Counters
+from wsgate.turn import stun
+from wsgate.turn.allocation import Client, Effect, Reply
+from wsgate.turn.auth import Accepted, Authenticator, UnauthenticatedRate
+from wsgate.turn.stun import Attribute, ErrorCode, Message, MessageClass
+
+REASONS = {
+    400: "Bad Request",
+    401: "Unauthenticated",
+    403: "Forbidden",
+    420: "Unknown Attribute",
+    437: "Allocation Mismatch",
+    438: "Stale Nonce",
+    440: "Address Family not Supported",
+    441: "Wrong Credentials",
+    442: "Unsupported Transport Protocol",
+    443: "Peer Address Family Mismatch",
+    486: "Allocation Quota Reached",
+    508: "Insufficient Capacity",
+}
+"""RFC 8489 §14.8, RFC 8656 §19."""
+
+Field = tuple[Attribute[Any], Any]
+
+
+class Request(NamedTuple):
+    """A request on its way through the server; `accepted` once its sender is known."""
+
+    message: Message
+    client: Client
+    now: float
+    accepted: Accepted | None = None
+
+    @property
+    def user(self) -> str:
+        """Who sent it, empty while that is not known."""
+        return "" if self.accepted is None else self.accepted.user
+
+
+def error_code(code: int) -> ErrorCode:
+    """The value of ERROR-CODE for one of REASONS."""
+    return ErrorCode(code, REASONS[code])
+
+
+def mapped_address(client: Client) -> Field:
+    """XOR-MAPPED-ADDRESS of a client."""
+    return stun.XOR_MAPPED_ADDRESS(Address(canonical_host(client.address.host), client.address.port))
+
+
+class Answers:
+    """Writes answers. One to a request without authentication leaves only as the bucket of rule S4 allows."""
+
+    def __init__(
+        self, authenticator: Authenticator, rate: UnauthenticatedRate, software: str, counters: Counters
+    ) -> None:
+        self._authenticator = authenticator
+        self._rate = rate
+        self._software = software
+        self._counters = counters
+
+    def success(self, request: Request, fields: Iterable[Field] = ()) -> list[Effect]:
+        """The success answer."""
+        return self._answer(request, MessageClass.SUCCESS, fields)
+
+    def error(self, request: Request, code: int, fields: Iterable[Field] = ()) -> list[Effect]:
+        """The error answer, counted by its code."""
+        self._counters.count(f"turn_answered_{code}")
+        return self._answer(request, MessageClass.ERROR, (stun.ERROR_CODE(error_code(code)), *fields))
+
+    def unknown(self, request: Request) -> list[Effect]:
+        """420 for the attributes that are required and unknown (rule S3)."""
+        return self.error(request, 420, (stun.UNKNOWN_ATTRIBUTES(tuple(request.message.unknown)),))
+
+    def refused(self, request: Request, code: int, *, challenge: bool) -> list[Effect]:
+        """The answer to a request that was not accepted; 401 and 438 challenge with a new nonce (rule A1)."""
+        if not challenge:
+            return self.error(request, code)
+        credentials = self._authenticator.credentials
+        fields: tuple[Field, ...] = (
+            stun.REALM(credentials.realm),
+            stun.NONCE(self._authenticator.nonce(request.client.address)),
+            stun.PASSWORD_ALGORITHMS(credentials.algorithms),
+        )
+        return self.error(request, code, fields)
+
+    def _answer(self, request: Request, message_class: MessageClass, fields: Iterable[Field]) -> list[Effect]:
+        message, accepted = request.message, request.accepted
+        integrity = None
+        if accepted is not None and message.integrity is not None:
+            integrity = (message.integrity, accepted.key)
+            if self._software:
+                fields = (*fields, stun.SOFTWARE(self._software))
+        data = stun.encode(
+            message.method,
+            message_class,
+            message.transaction_id,
+            fields,
+            integrity=integrity,
+            fingerprint=message.fingerprint,
+        )
+        if accepted is None and not self._rate.take(request.client.address.host, len(data), request.now):
+            self._counters.count("turn_unauthenticated_limited")
+            return []
+        return [Reply(request.client, data)]

@@ -1,0 +1,259 @@
+"""Who may use the TURN server: long-term and time-limited credentials, nonces, and what is answered without them.
+
+RFC 8489 §9.2, draft-uberti-behave-turn-rest; rules A1 to A4 and the bucket of S4.
+"""
+
+from __future__ import annotations
+
+import base64
+import enum
+import hashlib
+import hmac
+import ipaddress
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from wsgate.addr import Address
+from wsgate.turn import stun
+from wsgate.turn.stun import PasswordAlgorithm
+
+NONCE_COOKIE = b"obMatJos2"
+"""What a nonce of a server with RFC 8489's features begins with (§9.2)."""
+NONCE_MAC_BYTES = 16
+CLOCK_STEP_SECONDS = 5
+"""How far in the future the time of a nonce may lie after the clock was set back."""
+SOURCES_MAX = 65536
+"""How many sources of unauthenticated requests are remembered (rules S4, Q2)."""
+
+_PASSWORD_ALGORITHMS_BIT = 1
+_USERNAME_ANONYMITY_BIT = 2
+_NOBODY_KEY = bytes(16)
+
+
+class SecretHash(enum.Enum):
+    """HMAC of time-limited credentials (rule A4)."""
+
+    SHA1 = "sha1"
+    SHA256 = "sha256"
+
+
+class UserKeys(NamedTuple):
+    """The keys of a user of the file: H(user:realm:password); `sha256` empty where the file has none (rule A3)."""
+
+    md5: bytes
+    sha256: bytes = b""
+
+
+def opaque_string(text: str) -> str:
+    """User names and passwords in their one spelling (OpaqueString, RFC 8265 §4.2). Raises ValueError."""
+    spaced = "".join(" " if unicodedata.category(c) == "Zs" else c for c in text)
+    if any(unicodedata.category(c) in ("Cc", "Cs", "Cn") for c in spaced):
+        raise ValueError("a character that user names and passwords may not have")
+    return unicodedata.normalize("NFC", spaced)
+
+
+def long_term_key(user: str, realm: str, password: str, algorithm: PasswordAlgorithm) -> bytes:
+    """H(user:realm:password) (RFC 8489 §9.2.2, §18.5.1; rule A3). Raises ValueError."""
+    text = f"{opaque_string(user)}:{realm}:{opaque_string(password)}".encode()
+    if algorithm is PasswordAlgorithm.MD5:
+        return hashlib.md5(text, usedforsecurity=False).digest()
+    return hashlib.sha256(text).digest()
+
+
+def user_hash(user: str, realm: str) -> bytes:
+    """The value of USERHASH (RFC 8489 §14.4)."""
+    return hashlib.sha256(f"{user}:{realm}".encode()).digest()
+
+
+def time_limited_password(secret: bytes, username: str, kind: SecretHash) -> str:
+    """The password of the username `expiry[:id]` (rule A4)."""
+    return base64.b64encode(hmac.digest(secret, username.encode(), kind.value)).decode()
+
+
+def parse_users(text: str, realm: str) -> dict[str, UserKeys]:
+    """The users of `realm` in a users file: lines user:realm:HA1-MD5[:HA1-SHA256], `#` begins a comment line.
+
+    Lines of other realms are passed over. Raises ValueError with the number of a line that cannot be read.
+    """
+    users = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        stripped = line.strip()
+        if not stripped or stripped.startswith("#"):
+            continue
+        parts = stripped.split(":")
+        try:
+            user, of_realm, md5, sha256 = (*parts, "")[:4] if len(parts) == 3 else parts
+            keys = UserKeys(bytes.fromhex(md5), bytes.fromhex(sha256))
+        except ValueError:
+            raise ValueError(f"line {number} is not user:realm:HA1-MD5[:HA1-SHA256]") from None
+        if not user or len(keys.md5) != 16 or len(keys.sha256) not in (0, 32):
+            raise ValueError(f"line {number} is not user:realm:HA1-MD5[:HA1-SHA256]")
+        if of_realm == realm:
+            users[opaque_string(user)] = keys
+    return users
+
+
+class Credentials:
+    """Everybody who may use the server: the users of the file, the secrets of time-limited credentials (A3, A4)."""
+
+    def __init__(
+        self,
+        realm: str,
+        users: Mapping[str, UserKeys] | None = None,
+        secrets: Iterable[str | bytes] = (),
+        secret_hash: SecretHash = SecretHash.SHA1,
+    ) -> None:
+        self.realm = realm
+        self.users = dict(users or {})
+        self.secrets = tuple(secret.encode() if isinstance(secret, str) else secret for secret in secrets)
+        self.secret_hash = secret_hash
+        self._names_by_hash = {user_hash(name, realm): name for name in self.users}
+        both = all(keys.sha256 for keys in self.users.values())
+        self.algorithms = (PasswordAlgorithm.SHA256, PasswordAlgorithm.MD5) if both else (PasswordAlgorithm.MD5,)
+
+    @property
+    def security_features(self) -> int:
+        """The 24 bits after the nonce cookie (RFC 8489 §9.2, §18.1). Names that are not listed cannot be hashed."""
+        return _PASSWORD_ALGORITHMS_BIT | (0 if self.secrets else _USERNAME_ANONYMITY_BIT)
+
+    def name_of(self, hashed: bytes) -> str:
+        """The user name behind a USERHASH, empty when there is none."""
+        return self._names_by_hash.get(hashed, "")
+
+    def candidates(self, name: str, algorithm: PasswordAlgorithm, unix_time: float) -> list[tuple[bytes, str]]:
+        """Every (key, user) to try for `name`, user empty where that key opens nothing.
+
+        As many for a name that is not known as for one that is, so that both cost the same (rule A1).
+        """
+        keys = self.users.get(name)
+        key = b"" if keys is None else keys.md5 if algorithm is PasswordAlgorithm.MD5 else keys.sha256
+        found = [(key or _NOBODY_KEY, name if key else "")]
+        expiry, colon, identity = name.partition(":")
+        alive = expiry.isascii() and expiry.isdigit() and len(expiry) <= 15 and int(expiry) > unix_time
+        user = ":" + (identity if colon else expiry) if alive else ""
+        for secret in self.secrets:
+            password = time_limited_password(secret, name, self.secret_hash)
+            found.append((long_term_key(name, self.realm, password, algorithm), user))
+        return found
+
+
+class Accepted(NamedTuple):
+    """The request is who it says: `user` is the name in the file, or `:id` of time-limited credentials."""
+
+    user: str
+    key: bytes
+
+
+class Refused(NamedTuple):
+    """The request is answered with `code`; `challenge` says whether REALM and NONCE go with it."""
+
+    code: int
+    challenge: bool
+
+
+class Authenticator:
+    """Judges requests (rules A1, A2). It keeps no state: a nonce is time and HMAC, good also after a restart.
+
+    `nonce_key` is secret and lasting. `unix_time` tells seconds since 1970, which nonces and expiry times speak of.
+    """
+
+    def __init__(
+        self, credentials: Credentials, nonce_key: bytes, nonce_lifetime: int, unix_time: Callable[[], float]
+    ) -> None:
+        self.credentials = credentials
+        self._nonce_key = nonce_key
+        self._nonce_lifetime = nonce_lifetime
+        self._unix_time = unix_time
+
+    def nonce(self, address: Address) -> bytes:
+        """A new nonce for the client at `address`: 40 characters."""
+        return self._nonce_of(int(self._unix_time()), address)
+
+    def _nonce_of(self, made: int, address: Address) -> bytes:
+        credentials = self.credentials
+        head = NONCE_COOKIE + base64.b64encode(credentials.security_features.to_bytes(3, "big"))
+        stamp = (made & 0xFFFFFFFF).to_bytes(4, "big")
+        text = b"%s %s %s %s" % (head, stamp, bytes(credentials.algorithms), str(address).encode())
+        mac = hmac.digest(self._nonce_key, text, "sha256")[:NONCE_MAC_BYTES]
+        return head + base64.urlsafe_b64encode(stamp + mac).rstrip(b"=")
+
+    def _nonce_good(self, nonce: bytes, address: Address) -> bool:
+        now = int(self._unix_time())
+        try:
+            stamp = base64.urlsafe_b64decode(nonce[13:] + b"=")[:4]
+        except ValueError:
+            return False
+        age = (now - int.from_bytes(stamp, "big") + CLOCK_STEP_SECONDS & 0xFFFFFFFF) - CLOCK_STEP_SECONDS
+        made_here = hmac.compare_digest(nonce, self._nonce_of(now - age, address))
+        return made_here and age <= self._nonce_lifetime
+
+    def check(self, message: stun.Message, address: Address) -> Accepted | Refused:
+        """The judgement on a request from `address` (RFC 8489 §9.2.4). Raises ProtocolError for unreadable values."""
+        if message.integrity is None:
+            return Refused(401, challenge=True)
+        name, hashed = message.get(stun.USERNAME), message.get(stun.USERHASH)
+        realm, nonce = message.get(stun.REALM), message.get(stun.NONCE)
+        if (name is None and hashed is None) or realm is None or nonce is None:
+            return Refused(400, challenge=False)
+        if not self._nonce_good(nonce, address):
+            return Refused(438, challenge=True)
+        algorithm = self._algorithm(message)
+        if algorithm is None:
+            return Refused(400, challenge=False)
+        if name is None:
+            name = self.credentials.name_of(hashed or b"")
+        accepted = None
+        for key, user in self.credentials.candidates(_spelling(name), algorithm, self._unix_time()):
+            verified = message.verify(key)
+            if verified and user and realm == self.credentials.realm:
+                accepted = Accepted(user, key)
+        return accepted or Refused(401, challenge=True)
+
+    def _algorithm(self, message: stun.Message) -> PasswordAlgorithm | None:
+        """The algorithm of the request's key; None when it was bid down or is not offered (RFC 8489 §9.2.4)."""
+        offered = message.get(stun.PASSWORD_ALGORITHMS)
+        chosen = message.get(stun.PASSWORD_ALGORITHM)
+        if offered is None and chosen is None:
+            return PasswordAlgorithm.MD5
+        if offered != self.credentials.algorithms:
+            return None
+        return next((one for one in self.credentials.algorithms if one == chosen), None)
+
+
+def _spelling(name: str) -> str:
+    try:
+        return opaque_string(name)
+    except ValueError:
+        return ""
+
+
+class UnauthenticatedRate:
+    """A token bucket per source over the bytes of unauthenticated answers (rule S4); the table is bounded.
+
+    A source is an IPv4 address or an IPv6 /64. The one that was quiet longest is forgotten first.
+    """
+
+    def __init__(self, bytes_per_second: int, sources_max: int = SOURCES_MAX) -> None:
+        self._rate = bytes_per_second
+        self._sources_max = sources_max
+        self._buckets: dict[str, tuple[float, float]] = {}
+
+    def take(self, host: str, size: int, now: float) -> bool:
+        """True when `size` bytes may go to `host` without authentication; they are then counted."""
+        source = _prefix64(host) if ":" in host else host
+        tokens, since = self._buckets.pop(source, (float(self._rate), now))
+        tokens = min(float(self._rate), tokens + (now - since) * self._rate)
+        good = tokens >= size
+        self._buckets[source] = (tokens - size if good else tokens, now)
+        if len(self._buckets) > self._sources_max:
+            del self._buckets[next(iter(self._buckets))]
+        return good
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+
+def _prefix64(host: str) -> str:
+    address = ipaddress.IPv6Address(host.partition("%")[0])
+    return str(address.ipv4_mapped or ipaddress.IPv6Address(int(address) >> 64 << 64))

@@ -1,0 +1,400 @@
+"""STUN messages as bytes: header, attributes, integrity and fingerprint (RFC 8489 §5, §14; RFC 8656 §18).
+
+`parse` judges the frame (rules S1, S2) and leaves the values packed; `Message.get` unpacks what a method asks for.
+Each attribute is one row: number, name, pack, unpack.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hmac
+import ipaddress
+import struct
+import zlib
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from wsgate.addr import Address
+from wsgate.errors import ProtocolError
+
+MAGIC_COOKIE = 0x2112A442
+HEADER_BYTES = 20
+TRANSACTION_ID_BYTES = 12
+DATAGRAM_BYTES_MAX = 1500
+"""No STUN message over this is parsed from UDP (rule S1)."""
+
+_HEADER = struct.Struct("!HHI12s")
+_TLV = struct.Struct("!HH")
+_COOKIE_BYTES = MAGIC_COOKIE.to_bytes(4, "big")
+_FINGERPRINT_XOR = 0x5354554E
+_COMPREHENSION_OPTIONAL = 0x8000
+
+T = TypeVar("T")
+
+
+class Method(enum.IntEnum):
+    """RFC 8489 §18.2, RFC 8656 §17."""
+
+    BINDING = 0x001
+    ALLOCATE = 0x003
+    REFRESH = 0x004
+    SEND = 0x006
+    DATA = 0x007
+    CREATE_PERMISSION = 0x008
+    CHANNEL_BIND = 0x009
+
+
+class MessageClass(enum.IntEnum):
+    """The two class bits of the message type (RFC 8489 §5)."""
+
+    REQUEST = 0
+    INDICATION = 1
+    SUCCESS = 2
+    ERROR = 3
+
+
+class Family(enum.IntEnum):
+    """Address families as they stand in attributes (RFC 8489 §14.1, RFC 8656 §18.6)."""
+
+    IPV4 = 1
+    IPV6 = 2
+
+
+class PasswordAlgorithm(enum.IntEnum):
+    """RFC 8489 §18.5.1."""
+
+    MD5 = 1
+    SHA256 = 2
+
+
+class Integrity(enum.Enum):
+    """The two integrity attributes; the value is hashlib's name of the hash (RFC 8489 §14.5, §14.6)."""
+
+    SHA1 = "sha1"
+    SHA256 = "sha256"
+
+    @property
+    def attribute(self) -> int:
+        """The number of its attribute."""
+        return 0x0008 if self is Integrity.SHA1 else 0x001C
+
+    @property
+    def size_bytes(self) -> int:
+        """The length of its value; TURN allows no truncation (RFC 8489 §14.6)."""
+        return 20 if self is Integrity.SHA1 else 32
+
+
+class ErrorCode(NamedTuple):
+    """ERROR-CODE (RFC 8489 §14.8): `code` 300 to 699."""
+
+    code: int
+    reason: str
+
+
+class EvenPort(NamedTuple):
+    """EVEN-PORT (RFC 8656 §18.5); `reserve` is the R bit."""
+
+    reserve: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Attribute(Generic[T]):
+    """One row of the table: how an attribute is written and read. `unpack` raises ValueError or struct.error."""
+
+    number: int
+    name: str
+    pack: Callable[[T, bytes], bytes]
+    unpack: Callable[[bytes, bytes], T]
+
+    def __call__(self, value: T) -> tuple[Attribute[Any], T]:
+        """The attribute with a value, as `encode` takes it."""
+        return self, value
+
+
+def family_of(host: str) -> Family:
+    """The family of a numeric host."""
+    return Family.IPV6 if ":" in host else Family.IPV4
+
+
+def host_bytes(host: str) -> bytes:
+    """4 or 16 bytes of a numeric host. Raises ValueError."""
+    return ipaddress.ip_address(host).packed
+
+
+def _xor(data: bytes, transaction_id: bytes) -> bytes:
+    mask = (_COOKIE_BYTES + transaction_id)[: len(data)]
+    return (int.from_bytes(data, "big") ^ int.from_bytes(mask, "big")).to_bytes(len(data), "big")
+
+
+def _pack_xor_address(value: Address, transaction_id: bytes) -> bytes:
+    packed = host_bytes(value.host)
+    family = Family.IPV4 if len(packed) == 4 else Family.IPV6
+    return struct.pack("!BBH", 0, family, value.port ^ (MAGIC_COOKIE >> 16)) + _xor(packed, transaction_id)
+
+
+def _unpack_xor_address(value: bytes, transaction_id: bytes) -> Address:
+    _, family, port = struct.unpack_from("!BBH", value)
+    if (family, len(value)) == (Family.IPV4, 8):
+        host = "%d.%d.%d.%d" % tuple(_xor(value[4:], transaction_id))  # noqa: UP031 - a tuple of four bytes
+    elif (family, len(value)) == (Family.IPV6, 20):
+        host = str(ipaddress.IPv6Address(_xor(value[4:], transaction_id)))
+    else:
+        raise ValueError("neither an IPv4 nor an IPv6 address")
+    return Address(host, port ^ (MAGIC_COOKIE >> 16))
+
+
+def _fixed(layout: str) -> tuple[Callable[[int, bytes], bytes], Callable[[bytes, bytes], int]]:
+    form = struct.Struct(layout)
+    return lambda value, _: form.pack(value), lambda value, _: int(form.unpack(value)[0])
+
+
+def _text(limit_bytes: int) -> tuple[Callable[[str, bytes], bytes], Callable[[bytes, bytes], str]]:
+    def unpack(value: bytes, _: bytes) -> str:
+        if len(value) > limit_bytes:
+            raise ValueError("longer than its RFC allows")
+        return value.decode("utf-8")
+
+    return lambda value, _: value.encode("utf-8"), unpack
+
+
+def _opaque(size: int | None = None) -> tuple[Callable[[bytes, bytes], bytes], Callable[[bytes, bytes], bytes]]:
+    def unpack(value: bytes, _: bytes) -> bytes:
+        if size is not None and len(value) != size:
+            raise ValueError("not of its fixed length")
+        return value
+
+    return lambda value, _: value, unpack
+
+
+def _pack_error(value: ErrorCode, _: bytes) -> bytes:
+    return struct.pack("!HBB", 0, *divmod(value.code, 100)) + value.reason.encode("utf-8")
+
+
+def _unpack_error(value: bytes, _: bytes) -> ErrorCode:
+    _zero, hundreds, rest = struct.unpack_from("!HBB", value)
+    return ErrorCode((hundreds & 7) * 100 + rest, value[4:].decode("utf-8"))
+
+
+def _pack_algorithms(value: tuple[int, ...], _: bytes) -> bytes:
+    return b"".join(struct.pack("!HH", number, 0) for number in value)
+
+
+def _unpack_algorithms(value: bytes, _: bytes) -> tuple[int, ...]:
+    numbers = []
+    position = 0
+    while position < len(value):
+        number, size = _TLV.unpack_from(value, position)
+        numbers.append(number)
+        position += 4 + (size + 3 & ~3)
+    return tuple(numbers)
+
+
+def _unpack_algorithm(value: bytes, transaction_id: bytes) -> int:
+    (number,) = _unpack_algorithms(value, transaction_id)
+    return number
+
+
+_INT32 = _fixed("!I")
+_FIRST_OF_4 = _fixed("!B3x")
+_FLAG = (lambda value, _: b"", lambda value, _: True)
+
+XOR_MAPPED_ADDRESS = Attribute(0x0020, "XOR-MAPPED-ADDRESS", _pack_xor_address, _unpack_xor_address)
+XOR_PEER_ADDRESS = Attribute(0x0012, "XOR-PEER-ADDRESS", _pack_xor_address, _unpack_xor_address)
+XOR_RELAYED_ADDRESS = Attribute(0x0016, "XOR-RELAYED-ADDRESS", _pack_xor_address, _unpack_xor_address)
+USERNAME = Attribute(0x0006, "USERNAME", *_text(508))
+USERHASH = Attribute(0x001E, "USERHASH", *_opaque(32))
+REALM = Attribute(0x0014, "REALM", *_text(763))
+NONCE = Attribute(0x0015, "NONCE", *_opaque())
+MESSAGE_INTEGRITY = Attribute(0x0008, "MESSAGE-INTEGRITY", *_opaque(20))
+MESSAGE_INTEGRITY_SHA256 = Attribute(0x001C, "MESSAGE-INTEGRITY-SHA256", *_opaque(32))
+FINGERPRINT = Attribute(0x8028, "FINGERPRINT", *_INT32)
+ERROR_CODE = Attribute(0x0009, "ERROR-CODE", _pack_error, _unpack_error)
+UNKNOWN_ATTRIBUTES: Attribute[tuple[int, ...]] = Attribute(
+    0x000A,
+    "UNKNOWN-ATTRIBUTES",
+    lambda value, _: struct.pack(f"!{len(value)}H", *value),
+    lambda value, _: struct.unpack(f"!{len(value) // 2}H", value),
+)
+PASSWORD_ALGORITHMS = Attribute(0x8002, "PASSWORD-ALGORITHMS", _pack_algorithms, _unpack_algorithms)
+PASSWORD_ALGORITHM: Attribute[int] = Attribute(
+    0x001D, "PASSWORD-ALGORITHM", lambda value, _: struct.pack("!HH", value, 0), _unpack_algorithm
+)
+SOFTWARE = Attribute(0x8022, "SOFTWARE", *_text(763))
+LIFETIME = Attribute(0x000D, "LIFETIME", *_INT32)
+DATA = Attribute(0x0013, "DATA", *_opaque())
+REQUESTED_TRANSPORT = Attribute(0x0019, "REQUESTED-TRANSPORT", *_FIRST_OF_4)
+REQUESTED_ADDRESS_FAMILY = Attribute(0x0017, "REQUESTED-ADDRESS-FAMILY", *_FIRST_OF_4)
+ADDITIONAL_ADDRESS_FAMILY = Attribute(0x8000, "ADDITIONAL-ADDRESS-FAMILY", *_FIRST_OF_4)
+ADDRESS_ERROR_CODE: Attribute[tuple[int, ErrorCode]] = Attribute(
+    0x8001,
+    "ADDRESS-ERROR-CODE",
+    lambda value, none: bytes([value[0]]) + _pack_error(value[1], none)[1:],
+    lambda value, none: (value[0], _unpack_error(value, none)),
+)
+CHANNEL_NUMBER = Attribute(0x000C, "CHANNEL-NUMBER", *_fixed("!H2x"))
+EVEN_PORT: Attribute[EvenPort] = Attribute(
+    0x0018,
+    "EVEN-PORT",
+    lambda value, _: bytes([value.reserve << 7]),
+    lambda value, _: EvenPort(bool(value[0] & 0x80)),
+)
+RESERVATION_TOKEN = Attribute(0x0022, "RESERVATION-TOKEN", *_opaque(8))
+DONT_FRAGMENT: Attribute[bool] = Attribute(0x001A, "DONT-FRAGMENT", *_FLAG)
+
+ATTRIBUTES: dict[int, Attribute[Any]] = {row.number: row for row in vars().copy().values() if type(row) is Attribute}
+"""Every attribute that is understood, by number; a comprehension-required one outside is unknown (rule S3)."""
+
+
+class Message:
+    """One parsed message; values are unpacked when asked for. Made by `parse`."""
+
+    __slots__ = ("_data", "_integrity", "fingerprint", "message_class", "method", "transaction_id", "unknown", "values")
+
+    def __init__(self, data: bytes, method: int, message_class: MessageClass, transaction_id: bytes) -> None:
+        self.method = method
+        self.message_class = message_class
+        self.transaction_id = transaction_id
+        self.values: list[tuple[int, bytes]] = []
+        self.unknown: list[int] = []
+        self.fingerprint = False
+        self._data = data
+        self._integrity: dict[Integrity, int] = {}
+
+    def get(self, attribute: Attribute[T]) -> T | None:
+        """The first value of `attribute`, None where it is missing (rule S2). Raises ProtocolError."""
+        for number, value in self.values:
+            if number == attribute.number:
+                return self._unpacked(attribute, value)
+        return None
+
+    def all(self, attribute: Attribute[T]) -> list[T]:
+        """Every value of `attribute`, in order. Raises ProtocolError."""
+        return [self._unpacked(attribute, value) for number, value in self.values if number == attribute.number]
+
+    def _unpacked(self, attribute: Attribute[T], value: bytes) -> T:
+        try:
+            return attribute.unpack(value, self.transaction_id)
+        except (ValueError, IndexError, struct.error) as problem:
+            raise ProtocolError(f"{attribute.name} cannot be read") from problem
+
+    @property
+    def integrity(self) -> Integrity | None:
+        """The strongest integrity attribute that is there (RFC 8489 §9.2.4)."""
+        if Integrity.SHA256 in self._integrity:
+            return Integrity.SHA256
+        return Integrity.SHA1 if self._integrity else None
+
+    def verify(self, key: bytes) -> bool:
+        """True when the `integrity` attribute was made with `key`; in constant time (rule A1)."""
+        kind = self.integrity
+        if kind is None:
+            return False
+        start = self._integrity[kind]
+        sent = self._data[start + 4 : start + 4 + _TLV.unpack_from(self._data, start)[1]]
+        return hmac.compare_digest(_integrity_value(self._data[:start], key, kind), sent)
+
+
+def _with_length(data: bytes, following: int) -> bytes:
+    return data[:2] + (len(data) - HEADER_BYTES + following).to_bytes(2, "big") + data[4:]
+
+
+def _integrity_value(data: bytes, key: bytes, kind: Integrity) -> bytes:
+    return hmac.digest(key, _with_length(data, 4 + kind.size_bytes), kind.value)
+
+
+def _fingerprint_value(data: bytes) -> int:
+    return zlib.crc32(_with_length(data, 8)) ^ _FINGERPRINT_XOR
+
+
+def parse(data: bytes) -> Message:
+    """The message in one datagram or one frame of a stream. Raises ProtocolError where it must be dropped (S1, S2)."""
+    if len(data) < HEADER_BYTES or data[0] & 0xC0:
+        raise ProtocolError("not STUN")
+    message_type, length, cookie, transaction_id = _HEADER.unpack_from(data)
+    if cookie != MAGIC_COOKIE:
+        raise ProtocolError("not the magic cookie")
+    if length % 4 or length != len(data) - HEADER_BYTES:
+        raise ProtocolError("a length that is not so")
+    method = message_type & 0x000F | message_type >> 1 & 0x0070 | message_type >> 2 & 0x0F80
+    message_class = MessageClass(message_type >> 4 & 1 | message_type >> 7 & 2)
+    message = Message(data, method, message_class, transaction_id)
+    _read_attributes(message, data)
+    return message
+
+
+def _read_attributes(message: Message, data: bytes) -> None:
+    """Collect the attributes that count: after an integrity attribute only a stronger one and FINGERPRINT (S2)."""
+    position, end = HEADER_BYTES, len(data)
+    integrity = message._integrity
+    while position < end:
+        start = position
+        number, size = _TLV.unpack_from(data, start)
+        position += 4 + (size + 3 & ~3)
+        if position > end:
+            raise ProtocolError("an attribute longer than its message")
+        if number == FINGERPRINT.number:
+            _read_fingerprint(data, start, position)
+            message.fingerprint = True
+        elif Integrity.SHA256 in integrity:
+            continue
+        elif number == MESSAGE_INTEGRITY_SHA256.number:
+            integrity[Integrity.SHA256] = start
+        elif integrity:
+            continue
+        elif number == MESSAGE_INTEGRITY.number:
+            integrity[Integrity.SHA1] = start
+        elif number in ATTRIBUTES:
+            message.values.append((number, data[start + 4 : start + 4 + size]))
+        elif number < _COMPREHENSION_OPTIONAL and number not in message.unknown[:UNKNOWN_LISTED_MAX]:
+            message.unknown.append(number)
+
+
+UNKNOWN_LISTED_MAX = 16
+"""How many unknown attributes a 420 names, so that it stays short (rules S3, S4)."""
+
+
+def _read_fingerprint(data: bytes, start: int, end: int) -> None:
+    if end != len(data) or end - start != 8:
+        raise ProtocolError("FINGERPRINT is not last")
+    if int.from_bytes(data[start + 4 : end], "big") != _fingerprint_value(data[:start]):
+        raise ProtocolError("FINGERPRINT is wrong")
+
+
+def encode(
+    method: int,
+    message_class: MessageClass,
+    transaction_id: bytes,
+    attributes: Iterable[tuple[Attribute[Any], Any]],
+    *,
+    integrity: tuple[Integrity, bytes] | None = None,
+    fingerprint: bool = False,
+) -> bytes:
+    """A whole message. `integrity` is the kind and the key; padding is zero (RFC 8489 §5, §14)."""
+    message_type = method & 0x000F | (method & 0x0070) << 1 | (method & 0x0F80) << 2
+    message_type |= (message_class & 1) << 4 | (message_class & 2) << 7
+    parts = [b""]
+    for attribute, value in attributes:
+        packed = attribute.pack(value, transaction_id)
+        parts.append(_TLV.pack(attribute.number, len(packed)) + packed + bytes(-len(packed) % 4))
+    body = b"".join(parts)
+    data = _HEADER.pack(message_type, len(body), MAGIC_COOKIE, transaction_id) + body
+    if integrity is not None:
+        kind, key = integrity
+        data = _with_length(data, 4 + kind.size_bytes)
+        data += _TLV.pack(kind.attribute, kind.size_bytes) + _integrity_value(data, key, kind)
+    if fingerprint:
+        data = _with_length(data, 8)
+        data += struct.pack("!HHI", FINGERPRINT.number, 4, _fingerprint_value(data))
+    return data
+
+
+def data_indication_head(peer: Address, size: int, transaction_id: bytes) -> bytes:
+    """What stands before the `size` bytes of a peer's datagram in a Data indication (RFC 8656 §11.3).
+
+    36 bytes for an IPv4 peer, 48 for IPv6; the caller pads the payload to 4 with zeros.
+    """
+    address = _pack_xor_address(peer, transaction_id)
+    length = 4 + len(address) + 4 + (size + 3 & ~3)
+    head = _HEADER.pack(0x0017, length, MAGIC_COOKIE, transaction_id)
+    return head + _TLV.pack(XOR_PEER_ADDRESS.number, len(address)) + address + _TLV.pack(DATA.number, size)
