@@ -38,12 +38,13 @@ class Side:
 
 
 class Dialog:
-    """One entry: both sides, the state, and when it was last touched."""
+    """One entry: the method that began it, both sides, the state, and when it was last touched."""
 
-    __slots__ = ("callee", "caller", "key", "state", "touched")
+    __slots__ = ("callee", "caller", "key", "method", "state", "touched")
 
-    def __init__(self, key: Key, caller: Side, callee: Side, now: float) -> None:
+    def __init__(self, key: Key, method: bytes, caller: Side, callee: Side, now: float) -> None:
         self.key = key
+        self.method = method
         self.caller = caller
         self.callee = callee
         self.state = DialogState.EARLY
@@ -88,13 +89,13 @@ class DialogTable:
             return Found(dialog, dialog.callee, dialog.caller)
         return None
 
-    def begin(self, key: Key, caller: Side, callee: Side, now: float) -> Dialog | None:
+    def begin(self, key: Key, method: bytes, caller: Side, callee: Side, now: float) -> Dialog | None:
         """A new early dialog, or the one that is there already; None when the table is full."""
         dialog = self._dialogs.get(key)
         if dialog is None:
             if self.full:
                 return None
-            dialog = self._dialogs[key] = Dialog(key, caller, callee, now)
+            dialog = self._dialogs[key] = Dialog(key, method, caller, callee, now)
         return dialog
 
     def touch(self, dialog: Dialog, now: float) -> None:

@@ -1,10 +1,20 @@
-"""What a SIP edge proxy decides about a request or response (RFC 3261 §16): routing and header edits, pure."""
+"""What a SIP edge proxy decides about a request (RFC 3261 §16, rules R1, B1, B2, D1, W2, N4). Pure.
+
+`Proxy.decide` reads a request and says where it goes: an answer of our own, a backend, a browser's flow, or a service
+of wsgate. It writes nothing and keeps nothing; compose.py writes the bytes, forwarding.py keeps the state.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import enum
+import ipaddress
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
-from wsgate.addr import Address, Network, parse_network
+from wsgate.addr import Address, Hop, Network, Transport, in_networks, is_numeric, parse_network
+from wsgate.errors import ProtocolError
+from wsgate.log import escaped
 from wsgate.settings import (
     ADDRESS,
     ADDRESSES,
@@ -19,6 +29,16 @@ from wsgate.settings import (
     option,
     seconds,
 )
+from wsgate.sip.compose import max_forwards
+from wsgate.sip.dialogs import DialogTable, Side
+from wsgate.sip.flow import Flow, FlowTable, Token, Verdict
+from wsgate.sip.headers import NameAddr, Uri, host_port, parse_name_addr, parse_uri, same_uri
+from wsgate.sip.message import Message
+from wsgate.sip.names import Names
+from wsgate.sip.targets import BackendSettings, Target
+
+EMBEDDED = "embedded"
+"""The `target` that means the embedded registrar."""
 
 
 def _direct_target(text: str) -> tuple[Network, int | None]:
@@ -57,3 +77,342 @@ class SipSettings:
     reconnect_grace: float = option(60.0, seconds(0, 3600))
     dialog_lifetime: float = option(43200.0, seconds(60, 604800))
     state_file: str = option("", TEXT, later="calls that survive a restart")
+
+
+class Service(enum.Enum):
+    """What wsgate does itself instead of forwarding."""
+
+    OPTIONS = "options"
+    REGISTER = "register"
+    LOCATION = "location"
+
+
+class Answer(NamedTuple):
+    """Refuse the request with this final response."""
+
+    status: int
+    reason: str
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class ToBackend(NamedTuple):
+    """Forward to a backend: to `targets`, or to wherever the backend's own resolution leads when None."""
+
+    backend: str
+    targets: tuple[Target, ...] | None
+    drop_routes: int
+
+
+class ToFlow(NamedTuple):
+    """Forward down a browser's connection."""
+
+    flow: Flow
+    drop_routes: int
+
+
+class ToDirect(NamedTuple):
+    """Forward to a numeric target that `direct_targets` allows (rule D1 b)."""
+
+    target: Target
+    drop_routes: int
+
+
+class ToService(NamedTuple):
+    """Answer here: OPTIONS for us, or the embedded registrar and location service for `domain`."""
+
+    service: Service
+    domain: str
+    drop_routes: int
+
+
+Decision = Answer | ToBackend | ToFlow | ToDirect | ToService
+
+
+class Arrival(NamedTuple):
+    """Where a request came from: a browser's flow, or the backend side (flow is None), trusted or not (rule N6)."""
+
+    hop: Hop
+    flow: Flow | None
+    trusted: bool
+
+
+class Backends(Protocol):
+    """What is known of the configured backends at this moment; nothing here looks anything up."""
+
+    def targets(self, backend: str, now: float) -> Sequence[Target] | None:
+        """Where the backend is, best first, weights drawn anew (RFC 2782); None while it is not known."""
+
+    def named(self, backend: str) -> Mapping[str, Sequence[Target]]:
+        """The names met in the backend's resolution, in lower case, each with the targets behind it."""
+
+    def backend_of(self, host: str) -> str | None:
+        """The backend that resolved to this IP address, if any."""
+
+
+class Popped(NamedTuple):
+    """The Routes that were ours: how many from the top, and the tokens on them in order, each with its `ob`."""
+
+    depth: int
+    tokens: tuple[tuple[Token, bool], ...]
+
+
+def warning(text: str) -> tuple[bytes, bytes]:
+    """A Warning header that tells an administrator which rule spoke (RFC 3261 §20.43)."""
+    clean = text.encode("ascii", "replace").replace(b"\\", b"").replace(b'"', b"'")
+    return b"Warning", b'399 wsgate "' + clean + b'"'
+
+
+FORGED = Answer(403, "Forged Flow Token", (warning("flow token with a wrong signature"),))
+NO_DIALOG = Answer(481, "Call/Transaction Does Not Exist", (warning("no dialog with this Call-ID and these tags"),))
+
+
+class Proxy:
+    """Decides where a request goes (RFC 3261 §16.4 to §16.6). Holds no state of its own."""
+
+    def __init__(
+        self,
+        settings: SipSettings,
+        backend_settings: Mapping[str, BackendSettings],
+        names: Names,
+        flows: FlowTable,
+        dialogs: DialogTable,
+        backends: Backends,
+        superseded: Callable[[bytes, bytes], bool],
+    ) -> None:
+        self._settings = settings
+        self._backend_settings = backend_settings
+        self._names = names
+        self._flows = flows
+        self._dialogs = dialogs
+        self._backends = backends
+        self._superseded = superseded
+
+    def decide(self, message: Message, arrival: Arrival, now: float) -> Decision:
+        """The way of one request that is not CANCEL. Raises ProtocolError where a header that routes is malformed."""
+        refusal = self.judge(message)
+        if refusal is not None:
+            return refusal
+        routes = [parse_name_addr(value) for value in message.values(b"route")]
+        popped = self._pop(routes, arrival)
+        if any(token.verdict is Verdict.FORGED for token, _ in popped.tokens):
+            return FORGED
+        if arrival.flow is None:
+            return self._from_backend(message, arrival, popped)
+        return self._from_browser(message, arrival.flow, popped, [route.uri for route in routes[popped.depth :]], now)
+
+    def judge(self, message: Message) -> Answer | None:
+        """The checks before routing (RFC 3261 §16.3): syntax, Request-URI, Max-Forwards, Proxy-Require."""
+        if message.flaw:
+            version = message.flaw == "unknown SIP version"
+            return Answer(505, "Version Not Supported") if version else Answer(400, f"Bad Request: {message.flaw}")
+        scheme = message.uri.partition(b":")[0].lower()
+        if scheme not in (b"sip", b"sips"):
+            return Answer(416, "Unsupported URI Scheme")
+        if parse_uri(message.uri).headers is not None:
+            return Answer(400, "Bad Request: headers in the Request-URI")
+        try:
+            remaining = max_forwards(message)
+        except ValueError as error:
+            return Answer(400, f"Bad Request: {error}")
+        if remaining == 0:
+            return Answer(483, "Too Many Hops")
+        unknown = message.values(b"proxy-require")
+        if unknown and message.method not in (b"ACK", b"CANCEL"):
+            return Answer(420, "Bad Extension", ((b"Unsupported", b", ".join(unknown)),))
+        return None
+
+    def _pop(self, routes: list[NameAddr], arrival: Arrival) -> Popped:
+        # Rules R1, W2: from the top while they are ours.
+        tokens = []
+        count = 0
+        for route in routes:
+            try:
+                uri = route.parsed_uri()
+            except ProtocolError:
+                if route.uri.partition(b":")[0].lower() in (b"sip", b"sips"):
+                    raise
+                break
+            token = self._flows.tokens.read(uri.user)
+            ours = self._names.is_ours(uri, arrival.flow)
+            if arrival.flow is None and token.verdict is Verdict.VALID:
+                # A B2BUA that rewrites our Route with the source of our packets is still understood.
+                ours = True
+            if not ours:
+                break
+            count += 1
+            if token.verdict is not Verdict.FOREIGN:
+                tokens.append((token, b"ob" in uri.parameters))
+        return Popped(count, tuple(tokens))
+
+    def _from_backend(self, message: Message, arrival: Arrival, popped: Popped) -> Decision:
+        # Rules B1, D1: the flow its token names and nowhere else.
+        if popped.tokens:
+            return self._to_token(message, *popped.tokens[-1], popped.depth)
+        uri = parse_uri(message.uri)
+        if uri.user is None and self._names.is_ours(uri) and message.method == b"OPTIONS":
+            return ToService(Service.OPTIONS, uri.host, popped.depth)
+        domain = self.domain_of(uri)
+        if domain is not None and self.is_embedded(domain) and arrival.trusted:
+            service = Service.REGISTER if message.method == b"REGISTER" else Service.LOCATION
+            return ToService(service, uri.host, popped.depth)
+        return Answer(404, "Not Found", (warning("a request from the backend side needs a flow token in its Route"),))
+
+    def _to_token(self, message: Message, token: Token, outbound: bool, drop_routes: int) -> Decision:
+        flow = self._flows.get(token.connection)
+        if flow is None:
+            if outbound:
+                return Answer(430, "Flow Failed", (warning("the flow of this token is gone"),))
+            return Answer(480, "Temporarily Unavailable", (warning("the flow of this token is gone"),))
+        return ToFlow(flow, drop_routes)
+
+    def _from_browser(
+        self, message: Message, flow: Flow, popped: Popped, remaining: list[bytes], now: float
+    ) -> Decision:
+        own = [entry for entry in popped.tokens if self._is_own(entry[0], flow)]
+        others = [entry for entry in popped.tokens if entry not in own]
+        to_tag = message.to_tag
+        if others:
+            return self._between_browsers(message, flow, others[-1], popped.depth)
+        if not remaining and not to_tag:
+            return self._out_of_dialog(message, flow, popped, now)
+        return self._onward(message, remaining[0] if remaining else message.uri, popped, now)
+
+    def _is_own(self, token: Token, flow: Flow) -> bool:
+        return token.connection == flow.id or self._superseded(token.connection, flow.id)
+
+    def _between_browsers(self, message: Message, flow: Flow, named: tuple[Token, bool], drop_routes: int) -> Decision:
+        # Rule W2: another flow's token only inside a dialog that the table knows for both.
+        if not message.to_tag:
+            return Answer(403, "Forbidden", (warning("another flow's token outside a dialog"),))
+        found = self._dialogs.find(message.call_id, message.from_tag, message.to_tag)
+        if found is None:
+            return NO_DIALOG
+        if not any(self._holds(side, flow.id) for side in (found.dialog.caller, found.dialog.callee)):
+            return Answer(403, "Forbidden", (warning("this flow is no party of the dialog"),))
+        if not found.dialog.holds_flow(named[0].connection):
+            return Answer(403, "Forbidden", (warning("the flow of the Route is no party of the dialog"),))
+        return self._to_token(message, *named, drop_routes)
+
+    def _holds(self, side: Side, flow: bytes) -> bool:
+        return bool(side.flow) and (side.flow == flow or self._superseded(side.flow, flow))
+
+    def _out_of_dialog(self, message: Message, flow: Flow, popped: Popped, now: float) -> Decision:
+        uri = parse_uri(message.uri)
+        domain = self.domain_of(uri)
+        if domain is not None and (domain != "*" or not self._names.is_ours(uri, flow)):
+            if self.is_embedded(domain):
+                service = Service.REGISTER if message.method == b"REGISTER" else Service.LOCATION
+                return ToService(service, uri.host, popped.depth)
+            return ToBackend(domain, None, popped.depth)
+        if self._names.is_ours(uri, flow) and uri.user is None and message.method == b"OPTIONS":
+            return ToService(Service.OPTIONS, uri.host, popped.depth)
+        onward = self._to_known_address(uri, popped.depth, now)
+        if onward is not None:
+            return onward
+        if is_numeric(uri.host):
+            return self._refused(uri)
+        return Answer(404, "Not Found", (warning(f"the domain {uri.host} is not served here"),))
+
+    def _onward(self, message: Message, next_hop: bytes, popped: Popped, now: float) -> Decision:
+        """Rule D1: the only ways on for a Route that is not ours, or a request inside a dialog."""
+        uri = parse_uri(next_hop)
+        onward = self._to_known_address(uri, popped.depth, now)
+        if onward is not None:
+            return onward
+        if not message.to_tag:
+            return self._refused(uri)
+        found = self._dialogs.find(message.call_id, message.from_tag, message.to_tag)
+        if found is None:
+            return NO_DIALOG
+        return self._to_direct_target(uri, next_hop, found.receiver, popped.depth) or self._refused(uri)
+
+    def _to_known_address(self, uri: Uri, drop_routes: int, now: float) -> ToBackend | None:
+        """Rule D1 (a): where a configured backend resolved to, or by a name met in that resolution. No look-up."""
+        for backend, settings in self._backend_settings.items():
+            if self.is_embedded(backend):
+                continue
+            targets = self._backends.targets(backend, now)
+            if is_numeric(uri.host):
+                chosen = _exact_targets(uri, targets or (), settings.transports)
+            elif uri.host == backend:
+                chosen = _named_targets(uri, targets or ())
+            else:
+                chosen = _named_targets(uri, self._backends.named(backend).get(uri.host, ()))
+            if targets is None and uri.host == backend and uri.port is None and uri.transport is None:
+                return ToBackend(backend, None, drop_routes)
+            if chosen:
+                return ToBackend(backend, chosen, drop_routes)
+        return None
+
+    def _to_direct_target(self, uri: Uri, next_hop: bytes, receiver: Side, drop_routes: int) -> ToDirect | None:
+        # Rule D1 (b): exactly what the backend side gave, numeric, inside direct_targets.
+        given = receiver.routes[0] if receiver.routes else receiver.target
+        if receiver.flow or not is_numeric(uri.host) or not same_uri(given, next_hop):
+            return None
+        transport = uri.transport or (Transport.TLS if uri.scheme == b"sips" else Transport.UDP)
+        if transport not in (Transport.UDP, Transport.TCP):
+            return None
+        address = Address(uri.host, uri.port or transport.default_port)
+        if not self._is_direct_target(address) or self._names.is_own_address(address):
+            return None
+        return ToDirect(Target(transport, address, uri.host), drop_routes)
+
+    def _is_direct_target(self, address: Address) -> bool:
+        ip = ipaddress.ip_address(address.host)
+        if ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_unspecified:
+            return False
+        return any(
+            (port is None or port == address.port) and in_networks(address.host, (network,))
+            for network, port in self._settings.direct_targets
+        )
+
+    def _refused(self, uri: Uri) -> Answer:
+        place = escaped(host_port(uri.host, uri.port), 100)
+        text = f"{place} is no address of a configured backend and not in direct_targets"
+        return Answer(403, "Forbidden", (warning(text),))
+
+    def domain_of(self, uri: Uri) -> str | None:
+        """The backend section that serves this URI's host, `*` where only that one does, or None."""
+        if uri.host in self._backend_settings:
+            return uri.host
+        return "*" if "*" in self._backend_settings else None
+
+    def is_embedded(self, domain: str) -> bool:
+        """True when the embedded registrar serves this backend section."""
+        return self._backend_settings[domain].target == EMBEDDED
+
+
+def _exact_targets(uri: Uri, targets: Sequence[Target], transports: Sequence[Transport]) -> tuple[Target, ...]:
+    transport = uri.transport or (Transport.TLS if uri.scheme == b"sips" else Transport.UDP)
+    if uri.scheme == b"sips" and not transport.secure:
+        transport = Transport.TLS if transport is Transport.TCP else Transport.WSS
+    resolved = [target for target in targets if target.address.host == uri.host]
+    if transport in (Transport.WS, Transport.WSS):
+        # The word ws stands for both; only a connection that the resolution named is made.
+        same = (t for t in resolved if t.transport in (Transport.WS, Transport.WSS))
+        return tuple(t for t in same if uri.port in (None, t.address.port))
+    if uri.transport is None and uri.scheme == b"sip":
+        # Nothing said: the transport by which the backend is known at this port (RFC 3263 §4.1 allows local policy).
+        wanted = uri.port or transport.default_port
+        known = tuple(t for t in resolved if t.address.port == wanted)
+        return known if known else ()
+    address = Address(uri.host, uri.port or transport.default_port)
+    if transport in transports and any(target.address == address for target in resolved):
+        return (Target(transport, address, uri.host),)
+    return ()
+
+
+def _named_targets(uri: Uri, targets: Sequence[Target]) -> tuple[Target, ...]:
+    of_host = list(targets)
+    if uri.port is not None:
+        of_host = [target for target in of_host if target.address.port == uri.port]
+    if uri.transport is not None:
+        of_host = [target for target in of_host if _same_word(target.transport, uri.transport)]
+    if uri.scheme == b"sips":
+        of_host = [target for target in of_host if target.transport.secure]
+    return tuple(of_host)
+
+
+def _same_word(left: Transport, right: Transport) -> bool:
+    web = (Transport.WS, Transport.WSS)
+    return left is right or (left in web and right in web)

@@ -1,0 +1,130 @@
+"""How a request looks when it leaves: the header edits of a proxy (RFC 3261 §16.6), as splices. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+from wsgate.addr import Address, Hop
+from wsgate.sip.flow import Flow, RandomBytes
+from wsgate.sip.message import Edit, Message
+from wsgate.sip.names import Names, side_uri, via_value
+
+DEFAULT_MAX_FORWARDS = 70
+BRANCH_PREFIX = b"z9hG4bKwsg"
+_LOOP_HASH_CHARACTERS = 12
+
+RECORD_ROUTED = frozenset((b"INVITE", b"SUBSCRIBE", b"REFER", b"NOTIFY"))
+"""Methods that make or refresh dialogs and so carry our Record-Route (RFC 3261 §12, RFC 6665 §4)."""
+
+
+class Leg(NamedTuple):
+    """One side of wsgate in a forwarded request: the flow on it (None: a backend), the hop, what we call ourselves."""
+
+    flow: Flow | None
+    hop: Hop
+    sent_by: Address
+
+
+def loop_hash(message: Message) -> bytes:
+    """What a request is to a proxy; the same again under one of our own Vias is a loop (RFC 3261 §16.6 step 8)."""
+    number = message.cseq[0]
+    routes = message.lines(b"route")
+    parts = (message.uri, message.call_id, message.from_tag, message.to_tag, b"%d" % number, *routes)
+    return hashlib.blake2b(b"\n".join(parts), digest_size=6).hexdigest().encode()
+
+
+def new_branch(hash_of_request: bytes, random_bytes: RandomBytes) -> bytes:
+    """A branch that no other request has, with the loop hash inside."""
+    return BRANCH_PREFIX + hash_of_request + random_bytes(8).hex().encode()
+
+
+def is_looped(message: Message, hash_of_request: bytes) -> bool:
+    """True when one of the Vias is ours and was written for the very same request (482, RFC 3261 §16.3 step 4)."""
+    mark = BRANCH_PREFIX + hash_of_request
+    return any(mark in value for value in message.lines(b"via"))
+
+
+def record_routes(arrival: Leg, departure: Leg) -> list[bytes]:
+    """The Record-Route values of a forwarded request, topmost first (rules I2, W1; RFC 5658).
+
+    Towards a backend its side stands on top, towards a browser the WebSocket side does. Between two browsers each has
+    its own token, the callee's above the caller's.
+    """
+
+    def side(token: bytes, leg: Leg) -> bytes:
+        return side_uri(token, leg.hop.transport, leg.sent_by, b"r2=on", b"lr")
+
+    callee = departure.flow or arrival.flow
+    caller = arrival.flow or departure.flow
+    if callee is None or caller is None:
+        return []
+    return [side(callee.token, departure), side(caller.token, arrival)]
+
+
+def shows_outbound(message: Message) -> bool:
+    """True when a REGISTER has a Contact with instance and reg-id (RFC 5626 §4.2.1, rule C5)."""
+    return any(
+        b"reg-id" in value and b"+sip.instance" in value for value in map(bytes.lower, message.lines(b"contact"))
+    )
+
+
+def max_forwards(message: Message) -> int | None:
+    """The value of Max-Forwards; None when absent. Raises ValueError when it is no number up to 255."""
+    text = message.header(b"max-forwards")
+    if text is None:
+        return None
+    if not text.isdigit() or len(text) > 3 or int(text) > 255:
+        raise ValueError("malformed Max-Forwards")
+    return int(text)
+
+
+class Composer:
+    """Writes forwarded requests: our Via, Max-Forwards, Path, Record-Route, Content-Length, Routes taken off."""
+
+    def __init__(self, names: Names) -> None:
+        self._names = names
+
+    def request(
+        self,
+        message: Message,
+        branch: bytes,
+        arrival: Leg,
+        departure: Leg,
+        *,
+        drop_routes: int,
+        uri: bytes | None = None,
+        routes: tuple[bytes, ...] = (),
+    ) -> bytes:
+        """The bytes for one target. `uri` replaces the Request-URI, `routes` are put on top of what Route remains."""
+        edit = Edit(message)
+        if uri is not None and uri != message.uri:
+            edit.request_uri(uri)
+        edit.insert_first(b"Via", via_value(departure.hop, departure.sent_by, branch))
+        if drop_routes:
+            edit.drop_values(b"route", drop_routes)
+        if routes:
+            edit.insert_first(b"Route", *routes)
+        remaining = max_forwards(message)
+        if remaining is None:
+            edit.append(b"Max-Forwards", b"%d" % DEFAULT_MAX_FORWARDS)
+        else:
+            edit.replace(b"max-forwards", b"%d" % (remaining - 1))
+        if message.method == b"REGISTER":
+            self._path(edit, message, arrival, departure)
+        elif message.method in RECORD_ROUTED:
+            edit.insert_first(b"Record-Route", *record_routes(arrival, departure))
+        if message.header(b"content-length") is None:
+            edit.append(b"Content-Length", b"%d" % len(message.body))
+        return edit.build()
+
+    def _path(self, edit: Edit, message: Message, arrival: Leg, departure: Leg) -> None:
+        # Rules R2, C5: one Path on top, `ob` only for a client that showed outbound.
+        if arrival.flow is None or departure.flow is not None:
+            return
+        parameters = (b"lr", b"ob") if arrival.flow.outbound else (b"lr",)
+        edit.insert_first(
+            b"Path", side_uri(arrival.flow.token, departure.hop.transport, departure.sent_by, *parameters)
+        )
+        if not message.has_token(b"supported", b"path"):
+            edit.append(b"Supported", b"path")

@@ -1,0 +1,499 @@
+"""The SIP edge as one pure machine: browsers on one side, backends on the other (spec/SIP: all rules meet here).
+
+Bytes and `now` come in by `from_browser` and `from_backend`; what is to be done comes out as effects: Send, Resolve,
+Connect, CloseFlow. The transaction layer, the proxy's decisions, the response contexts and the registrar are wired
+together here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from wsgate.addr import Address, Hop, Transport, in_networks
+from wsgate.directory import Binding, Directory
+from wsgate.errors import ProtocolError
+from wsgate.guard import MessageRate
+from wsgate.guard import Verdict as RateVerdict
+from wsgate.log import escaped, logger
+from wsgate.metrics import Counters
+from wsgate.sip.compose import Leg, is_looped, loop_hash, shows_outbound
+from wsgate.sip.dialogs import DialogTable
+from wsgate.sip.flow import Flow, FlowTable, RandomBytes, Verdict
+from wsgate.sip.forwarding import RETRY_AFTER_SECONDS, Branch, Connect, Context, Forwarding, Resolve, Retain
+from wsgate.sip.headers import parse_name_addr, parse_uri, with_parameters
+from wsgate.sip.message import Edit, Message, response_to
+from wsgate.sip.names import Names
+from wsgate.sip.proxy import (
+    Answer,
+    Arrival,
+    Backends,
+    Proxy,
+    Service,
+    SipSettings,
+    ToBackend,
+    ToDirect,
+    ToFlow,
+    ToService,
+    warning,
+)
+from wsgate.sip.registrar import Registrar
+from wsgate.sip.registration import registrations
+from wsgate.sip.targets import BackendSettings
+from wsgate.sip.tracking import BEGINNERS, Tracker
+from wsgate.sip.transaction import (
+    AckReceived,
+    Failed,
+    RequestReceived,
+    ResponseReceived,
+    Send,
+    ServerTransaction,
+    TransactionLayer,
+    TransactionSettings,
+)
+
+ALLOWED_METHODS = b"INVITE, ACK, CANCEL, BYE, OPTIONS, REGISTER, SUBSCRIBE, NOTIFY, REFER, MESSAGE, INFO, PRACK, UPDATE"
+MAX_BREADTH = 60
+"""Branches that a request without Max-Breadth may be forked into (RFC 5393 §5.3.3)."""
+STRANGER_INTERVAL_SECONDS = 10.0
+"""One 403 per this time to an address that may not send to us (rule N6)."""
+STRANGERS_REMEMBERED = 1024
+
+
+class CloseFlow(NamedTuple):
+    """Close a browser's WebSocket with this code (RFC 6455 §7.4)."""
+
+    flow: bytes
+    code: int
+    reason: str
+
+
+Effect = Send | Resolve | Connect | CloseFlow
+
+
+class Edge:
+    """One worker's SIP. Not reentrant: apply the effects of a call after it has returned."""
+
+    def __init__(
+        self,
+        settings: SipSettings,
+        backend_settings: Mapping[str, BackendSettings],
+        *,
+        transactions: TransactionSettings,
+        dialogs_limit: int,
+        messages_per_second: int,
+        names: Names,
+        flows: FlowTable,
+        backends: Backends,
+        directory: Directory,
+        registrar: Registrar | None,
+        random_bytes: RandomBytes,
+        counters: Counters,
+    ) -> None:
+        self.draining = False
+        self._settings = settings
+        self._names = names
+        self._flows = flows
+        self._backends = backends
+        self._directory = directory
+        self._registrar = registrar
+        self._random_bytes = random_bytes
+        self._counters = counters
+        self._messages_per_second = messages_per_second
+        self._rates: dict[bytes, MessageRate] = {}
+        self._strangers: OrderedDict[str, float] = OrderedDict()
+        self._dialogs = DialogTable(dialogs_limit, settings.dialog_lifetime)
+        self._tracker = Tracker(self._dialogs, flows.tokens)
+        self._layer = TransactionLayer(transactions, counters)
+        self._proxy = Proxy(settings, backend_settings, names, flows, self._dialogs, backends, directory.superseded)
+        self._forwarding = Forwarding(
+            settings, backend_settings, self._layer, names, backends, self._tracker, random_bytes, counters
+        )
+
+    # What happens outside
+
+    def flow_opened(self, remote: Address, secure: bool, host: Address) -> Flow:
+        """A browser's WebSocket is open. `host` is the host and port its upgrade asked for."""
+        flow = self._flows.open(remote, secure, host)
+        self._directory.flow_opened(flow.id)
+        self._rates[flow.id] = MessageRate()
+        return flow
+
+    def flow_closed(self, connection: bytes, now: float) -> list[Effect]:
+        """It is gone: what waits for it fails at once (rules D5, R7)."""
+        flow = self._flows.close(connection)
+        if flow is None:
+            return []
+        self._rates.pop(connection, None)
+        self._directory.flow_closed(connection, now)
+        return self._run(self._layer.transport_failed(flow.hop, now, "the browser's connection is gone"), now)
+
+    def from_browser(self, connection: bytes, data: bytes, now: float) -> list[Effect]:
+        """One WebSocket message of a flow, keep-alives already taken out (rule H4)."""
+        flow = self._flows.get(connection)
+        if flow is None:
+            return []
+        verdict = self._rates[connection].judge(self._messages_per_second, now)
+        if verdict is RateVerdict.FLOOD:
+            self._counters.count("sip_flows_closed_for_flooding")
+            return [CloseFlow(connection, 1008, "too many messages")]
+        message = self._parse(data, flow.hop)
+        if message is None:
+            return []
+        if not message.is_request:
+            return self._response(message, flow.hop, now)
+        if verdict is RateVerdict.EXCESS:
+            self._counters.count("sip_messages_over_rate")
+            return self._stateless(message, flow.hop, Answer(503, "Service Unavailable", _retry("too many messages")))
+        if self._settings.add_received:
+            message = self._with_received(message, flow.hop, flow.remote)
+        return self._request(message, flow.hop, now)
+
+    def from_backend(self, hop: Hop, data: bytes, now: float) -> list[Effect]:
+        """One message from the backend side; `hop` is its source (and connection)."""
+        message = self._parse(data, hop)
+        if message is None:
+            return []
+        if not message.is_request:
+            return self._response(message, hop, now)
+        try:
+            message, reply_hop = self._reply_place(message, hop)
+            if not self._is_trusted(hop) and not self._is_in_known_dialog(message):
+                return self._turn_away(message, reply_hop, now)
+        except ProtocolError:
+            self._counters.count("sip_malformed_dropped")
+            return []
+        return self._request(message, reply_hop, now)
+
+    def resolved(self, backend: str, now: float) -> list[Effect]:
+        """The resolution that a Resolve asked for is over."""
+        return self._run(self._forwarding.resolved(backend, now), now)
+
+    def connected(self, hop: Hop, local: Address, now: float) -> list[Effect]:
+        """A connection to a WS backend stands, `local` is its near end."""
+        return self._run(self._forwarding.connected(hop, local, now), now)
+
+    def failed(self, hop: Hop, reason: str, now: float) -> list[Effect]:
+        """A backend's hop cannot be reached or its connection is gone."""
+        effects: list[object] = list(self._forwarding.disconnected(hop, now))
+        effects += self._layer.transport_failed(hop, now, reason)
+        return self._run(effects, now)
+
+    def next_timer(self) -> float | None:
+        """When `handle_timer` is to be called; None for never."""
+        timers = (
+            self._layer.next_timer(),
+            self._forwarding.next_timer(),
+            self._dialogs.next_timer(),
+            self._directory.next_timer(),
+        )
+        return min((timer for timer in timers if timer is not None), default=None)
+
+    def handle_timer(self, now: float) -> list[Effect]:
+        """Everything that is due at `now`."""
+        effects: list[object] = list(self._layer.handle_timer(now))
+        effects += self._forwarding.handle_timer(now)
+        self._counters.count("sip_dialogs_forgotten", self._dialogs.handle_timer(now))
+        self._directory.handle_timer(now)
+        return self._run(effects, now)
+
+    def counts(self) -> dict[str, int]:
+        """Sizes of the tables, for the status."""
+        return {
+            "flows": len(self._flows),
+            "transactions": len(self._layer),
+            "dialogs": len(self._dialogs),
+            **self._directory.counts(),
+        }
+
+    # What comes in
+
+    def _parse(self, data: bytes, hop: Hop) -> Message | None:
+        try:
+            message = Message.parse(data)
+        except ProtocolError as error:
+            self._counters.count("sip_malformed_dropped")
+            logger.debug("dropped from %s: %s: %s", hop.address, error.reason, escaped(data))
+            return None
+        if message.body_start > self._settings.max_header_bytes and not message.flaw:
+            message.flaw = "headers too large"
+        return message
+
+    def _response(self, message: Message, hop: Hop, now: float) -> list[Effect]:
+        if message.flaw:
+            self._counters.count("sip_malformed_dropped")
+            return []
+        return self._run(self._layer.receive_response(message, hop, now), now)
+
+    def _request(self, message: Message, hop: Hop, now: float) -> list[Effect]:
+        if message.flaw:
+            # Judged before it may match or make a transaction: its Via, tags or CSeq are not to be trusted.
+            self._counters.count("sip_malformed_requests")
+            return self._stateless(message, hop, self._proxy.judge(message) or Answer(400, "Bad Request"))
+        return self._run(self._layer.receive_request(message, hop, now), now)
+
+    def _stateless(self, message: Message, hop: Hop, answer: Answer) -> list[Effect]:
+        """An answer without a transaction; what lacks the headers to be answered is dropped (table A)."""
+        present = {header.name for header in message.headers}
+        if message.method == b"ACK" or not present >= {b"via", b"from", b"to", b"call-id", b"cseq"}:
+            self._counters.count("sip_malformed_dropped")
+            return []
+        return [Send(hop, response_to(message, *answer[:2], to_tag=self._tag(), headers=answer.headers))]
+
+    def _reply_place(self, message: Message, hop: Hop) -> tuple[Message, Hop]:
+        """Rule V2: `received` where sent-by differs, `rport` filled in; and where answers go (RFC 3581 §4)."""
+        via = message.via
+        asked = b"rport" in via.parameters
+        edited = via_top = None
+        if via.host != hop.address.host or asked:
+            via_top = message.values(b"via")[0]
+            edited = with_parameters(via_top, b"received", hop.address.host.encode())
+        if edited is not None and asked:
+            edited = with_parameters(edited, b"rport", b"%d" % hop.address.port)
+        if edited is not None and edited != via_top:
+            edit = Edit(message)
+            edit.replace_first_value(b"via", edited)
+            message = Message.parse(edit.build())
+        port = hop.address.port if asked or hop.transport is not Transport.UDP else via.port or 5060
+        return message, hop._replace(address=Address(hop.address.host, port))
+
+    def _with_received(self, message: Message, hop: Hop, remote: Address) -> Message:
+        if message.flaw:
+            return message
+        edit = Edit(message)
+        top = message.values(b"via")[0]
+        edit.replace_first_value(b"via", with_parameters(top, b"received", remote.host.encode()))
+        return Message.parse(edit.build())
+
+    def _is_trusted(self, hop: Hop) -> bool:
+        host = hop.address.host
+        return self._backends.backend_of(host) is not None or in_networks(host, self._settings.trusted_sources)
+
+    def _is_in_known_dialog(self, message: Message) -> bool:
+        """Rule N6: a valid token in the Route, and a dialog of the table that holds its flow."""
+        if message.flaw or not message.to_tag:
+            return False
+        found = self._dialogs.find(message.call_id, message.from_tag, message.to_tag)
+        if found is None:
+            return False
+        for value in message.values(b"route"):
+            token = self._flows.tokens.read(parse_name_addr(value).parsed_uri().user)
+            if token.verdict is Verdict.VALID and found.dialog.holds_flow(token.connection):
+                return True
+        return False
+
+    def _turn_away(self, message: Message, hop: Hop, now: float) -> list[Effect]:
+        self._counters.count("sip_requests_of_strangers")
+        host = hop.address.host
+        last = self._strangers.get(host)
+        if last is not None and now - last < STRANGER_INTERVAL_SECONDS:
+            return []
+        if last is None and len(self._strangers) >= STRANGERS_REMEMBERED:
+            oldest, when = next(iter(self._strangers.items()))
+            if now - when < STRANGER_INTERVAL_SECONDS:
+                return []
+            del self._strangers[oldest]
+        self._strangers[host] = now
+        self._strangers.move_to_end(host)
+        headers = (warning("this source is neither a backend nor in trusted_sources"),)
+        return self._stateless(message, hop, Answer(403, "Forbidden", headers))
+
+    # Effects of the layers below
+
+    def _run(self, effects: Iterable[object], now: float) -> list[Effect]:
+        """Hand what is meant for us from layer to layer until only effects for the outside are left."""
+        outside: list[Effect] = []
+        queue: deque[object] = deque(effects)
+        while queue:
+            effect = queue.popleft()
+            if isinstance(effect, Send | Resolve | Connect | CloseFlow):
+                outside.append(effect)
+            elif isinstance(effect, RequestReceived):
+                queue.extend(self._handle_request(effect.server, effect.message, effect.hop, now))
+            elif isinstance(effect, ResponseReceived):
+                queue.extend(self._forwarding.received(effect.client, effect.message, now))
+            elif isinstance(effect, AckReceived):
+                queue.extend(self._handle_ack(effect.message, effect.hop, now))
+            elif isinstance(effect, Failed):
+                queue.extend(self._forwarding.failed(effect.client, effect.why, now))
+            elif isinstance(effect, Retain):
+                self._retain(effect, now)
+        return outside
+
+    def _arrival(self, hop: Hop) -> tuple[Arrival, Leg]:
+        flow = self._flows.get(hop.connection) if hop.connection else None
+        sent_by = self._names.sent_by(hop, None if flow else self._forwarding.local_of(hop))
+        return Arrival(hop, flow, flow is None and self._is_trusted(hop)), Leg(flow, hop, sent_by)
+
+    def _handle_request(self, server: ServerTransaction, message: Message, hop: Hop, now: float) -> Iterable[object]:
+        if message.method == b"CANCEL":
+            return self._handle_cancel(server, message, hop, now)
+        arrival, leg = self._arrival(hop)
+        try:
+            decision = self._proxy.decide(message, arrival, now)
+            if not isinstance(decision, Answer) and is_looped(message, loop_hash(message)):
+                decision = Answer(482, "Loop Detected")
+            if not isinstance(decision, Answer):
+                decision = self._refusal(message, arrival) or decision
+            if isinstance(decision, ToService):
+                branches = self._serve(decision, message, arrival, now)
+            else:
+                branches = self._branches(decision, message)
+        except ProtocolError as error:
+            branches = Answer(400, f"Bad Request: {error.reason}")
+        if isinstance(branches, Answer):
+            return self._answer(server, message, branches, now)
+        return self._forward(server, message, arrival, leg, branches, now)
+
+    def _handle_cancel(self, server: ServerTransaction, message: Message, hop: Hop, now: float) -> Iterable[object]:
+        # Rule B5: 200 at once, or 481 where nothing matches.
+        invite = self._layer.invite_server(message, hop)
+        if invite is None:
+            return self._answer(server, message, Answer(481, "Call/Transaction Does Not Exist"), now)
+        effects: list[object] = list(self._answer(server, message, Answer(200, "OK"), now))
+        if isinstance(invite.user, Context):
+            effects += self._forwarding.cancel(invite.user, now, message.header(b"reason") or b"")
+        return effects
+
+    def _handle_ack(self, message: Message, hop: Hop, now: float) -> Iterable[object]:
+        # Rule I7: an ACK is never answered; what may not go on is dropped and counted.
+        arrival, leg = self._arrival(hop)
+        try:
+            decision = self._proxy.decide(message, arrival, now)
+            branches = self._branches(decision, message)
+        except ProtocolError:
+            branches = Answer(400, "Bad Request")
+        if isinstance(branches, Answer):
+            self._counters.count("sip_acks_dropped")
+            return ()
+        self._tracker.request(message, now, may_change_target=False)
+        return self._forwarding.stray(message, arrival, leg, branches[0], now)
+
+    def _refusal(self, message: Message, arrival: Arrival) -> Answer | None:
+        """No new dialog while the table is full or the worker drains (dialog table, table A)."""
+        if message.method not in BEGINNERS or message.to_tag:
+            return None
+        if self.draining:
+            return Answer(503, "Service Unavailable", _retry("shutting down"))
+        if not self._dialogs.full:
+            return None
+        self._counters.count("sip_dialogs_full")
+        if arrival.flow is None:
+            return Answer(480, "Temporarily Unavailable", (warning("the dialog table is full"),))
+        return Answer(503, "Service Unavailable", _retry("the dialog table is full"))
+
+    def _branches(self, decision: object, message: Message) -> list[Branch] | Answer:
+        if isinstance(decision, Answer):
+            return decision
+        if isinstance(decision, ToBackend):
+            return [Branch(backend=decision.backend, targets=decision.targets, drop_routes=decision.drop_routes)]
+        if isinstance(decision, ToDirect):
+            return [Branch(targets=[decision.target], drop_routes=decision.drop_routes)]
+        if isinstance(decision, ToFlow):
+            if _is_secure_only(message):
+                # Rule C2: JsSIP would answer so; a browser cannot show that its leg is TLS to the end.
+                return Answer(416, "Unsupported URI Scheme", (warning("sips: towards a browser"),))
+            return [Branch(flow=decision.flow, drop_routes=decision.drop_routes)]
+        return Answer(404, "Not Found")
+
+    def _forward(
+        self,
+        server: ServerTransaction,
+        message: Message,
+        arrival: Arrival,
+        leg: Leg,
+        branches: list[Branch],
+        now: float,
+    ) -> Iterable[object]:
+        effects: list[object] = []
+        if message.method == b"INVITE":
+            effects += self._layer.respond(server, 100, response_to(message, 100, "Trying"), now)
+        if message.method == b"REGISTER" and arrival.flow is not None:
+            arrival.flow.outbound = shows_outbound(message)
+        if message.to_tag:
+            self._note(message, arrival, now)
+        context = Context(server, message, arrival, leg)
+        effects += self._forwarding.start(context, branches, now)
+        return effects
+
+    def _note(self, message: Message, arrival: Arrival, now: float) -> None:
+        # Rule N6: only a party that was known before may move its own target.
+        self._tracker.request(message, now, arrival.flow is not None or arrival.trusted)
+
+    def _answer(self, server: ServerTransaction, message: Message, answer: Answer, now: float) -> Iterable[object]:
+        self._counters.count(f"sip_answers_{answer.status}")
+        data = response_to(message, *answer[:2], to_tag=self._tag(), headers=answer.headers)
+        return self._layer.respond(server, answer.status, data, now)
+
+    # Services of our own
+
+    def _serve(self, decision: ToService, message: Message, arrival: Arrival, now: float) -> list[Branch] | Answer:
+        if decision.service is Service.OPTIONS:
+            headers = ((b"Allow", ALLOWED_METHODS), (b"Accept", b"*/*"), (b"Supported", b"path, outbound"))
+            return Answer(200, "OK", headers)
+        registrar = self._registrar
+        if registrar is None:
+            return Answer(404, "Not Found")
+        if decision.service is Service.REGISTER:
+            flow = arrival.flow.id if arrival.flow else b""
+            if arrival.flow is not None:
+                arrival.flow.outbound = shows_outbound(message)
+            answer = registrar.register(message, flow, arrival.hop, now)
+            return Answer(answer.status, answer.reason, tuple(answer.headers))
+        return self._locate(registrar, decision, message, arrival, now)
+
+    def _locate(
+        self, registrar: Registrar, decision: ToService, message: Message, arrival: Arrival, now: float
+    ) -> list[Branch] | Answer:
+        """Rules G1, G4, G6: whose call, where to, one branch for each instance."""
+        if arrival.flow is not None:
+            judged = registrar.judge_from(message, arrival.flow.id, now)
+            if judged is not None:
+                return Answer(judged.status, judged.reason, tuple(judged.headers))
+        if _is_secure_only(message):
+            return Answer(416, "Unsupported URI Scheme", (warning("sips: towards a browser"),))
+        aor = parse_uri(message.uri).address_of_record
+        found = registrar.lookup(aor, now)
+        if isinstance(found, Answer) or not found:
+            return self._not_found(aor)
+        branches = [self._binding_branch(binding, decision.drop_routes) for binding in found]
+        branches = [branch for branch in branches if branch is not None]
+        breadth = message.header(b"max-breadth") or b""
+        if len(branches) > (int(breadth) if breadth.isdigit() and len(breadth) < 6 else MAX_BREADTH):
+            return Answer(440, "Max-Breadth Exceeded")
+        return [branch for branch in branches if branch is not None] or self._not_found(aor)
+
+    def _binding_branch(self, binding: Binding, drop_routes: int) -> Branch | None:
+        flow = self._flows.get(binding.flow)
+        return Branch(flow=flow, drop_routes=drop_routes, uri=binding.contact) if flow is not None else None
+
+    def _not_found(self, aor: bytes) -> Answer:
+        if self._directory.bindings(aor):
+            return Answer(480, "Temporarily Unavailable", (warning("registered, but no flow to it is open"),))
+        return Answer(404, "Not Found", (warning("nobody is registered as this"),))
+
+    def _retain(self, retain: Retain, now: float) -> None:
+        """Rule R4: what a backend's registrar has confirmed is remembered with the flow."""
+        try:
+            found = registrations(retain.flow.id, retain.request, retain.response, now)
+            if found is None:
+                self._directory.forget_all(retain.request.to.parsed_uri().address_of_record)
+                return
+        except ProtocolError:
+            self._counters.count("sip_malformed_contacts")
+            return
+        for registration in found:
+            if not self._directory.remember(registration, now):
+                self._counters.count("sip_registrations_full")
+
+    def _tag(self) -> bytes:
+        return self._random_bytes(6).hex().encode()
+
+
+def _retry(text: str) -> tuple[tuple[bytes, bytes], ...]:
+    return ((b"Retry-After", b"%d" % RETRY_AFTER_SECONDS), warning(text))
+
+
+def _is_secure_only(message: Message) -> bool:
+    return message.uri[:5].lower() == b"sips:" or message.to.uri[:5].lower() == b"sips:"

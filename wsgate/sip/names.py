@@ -1,0 +1,106 @@
+"""What is ours: the hosts and ports by which wsgate is known, and what it writes of itself (spec: "Ours", V1). Pure."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+from wsgate.addr import Address, Hop, Transport, canonical_host, split_host_port
+from wsgate.sip.flow import Flow
+from wsgate.sip.headers import Uri, host_port
+
+OWN_CONNECTIONS = 4096
+"""Local addresses of WebSocket connections to backends that are remembered as ours."""
+
+
+class Names:
+    """The addresses that are wsgate: configured ones, listeners, and the near ends of connections to WS backends."""
+
+    def __init__(
+        self,
+        *,
+        advertise: Iterable[Address],
+        public: Address,
+        aliases: Iterable[str] = (),
+        listeners: Iterable[Address] = (),
+    ) -> None:
+        self.public = public
+        self._advertised = {":" in address.host: address for address in reversed(list(advertise))}
+        self._exact = {public, *self._advertised.values(), *listeners}
+        self._bare: set[str] = set()
+        for alias in aliases:
+            address = split_host_port(alias, 0)
+            if address.port:
+                self._exact.add(address)
+            else:
+                self._bare.add(address.host)
+        self._connections: OrderedDict[Address, None] = OrderedDict()
+
+    def connected(self, local: Address) -> None:
+        """The near end of a connection to a WS backend is ours from now on (V1)."""
+        self._connections[local] = None
+        self._connections.move_to_end(local)
+        while len(self._connections) > OWN_CONNECTIONS:
+            self._connections.popitem(last=False)
+
+    def is_ours(self, uri: Uri, flow: Flow | None = None) -> bool:
+        """True when host and port of `uri` are wsgate, for the connection `flow` also its Host of the upgrade.
+
+        A port that is left out equals the default of the scheme and transport; for `transport=ws` both 80 and 443,
+        because that word stands for WebSocket with and without TLS (RFC 7118 §5.2.2).
+        """
+        ports = (uri.port,) if uri.port is not None else _default_ports(uri)
+        addresses = [Address(uri.host, port) for port in ports]
+        if any(address in self._exact or address in self._connections for address in addresses):
+            return True
+        if flow is not None and flow.host in addresses:
+            return True
+        return uri.host in self._bare and bool(set(ports) & set(_default_ports(uri)))
+
+    def is_own_address(self, address: Address) -> bool:
+        """True when a packet to `address` would come back to wsgate itself."""
+        return address in self._exact or address in self._connections
+
+    def sent_by(self, hop: Hop, local: Address | None = None) -> Address:
+        """The host and port of a Via, Path or Record-Route towards `hop`.
+
+        Towards browsers the public name, towards a WS backend the near end `local` of that connection (V1), else the
+        advertised address of the hop's family.
+        """
+        if hop.transport in (Transport.WS, Transport.WSS):
+            return local or self.public
+        wanted = ":" in hop.address.host
+        return self._advertised.get(wanted) or next(iter(self._advertised.values()), self.public)
+
+
+def _default_ports(uri: Uri) -> tuple[int, ...]:
+    transport = uri.transport
+    if transport in (Transport.WS, Transport.WSS):
+        return (80, 443)
+    if transport is not None and uri.scheme == b"sip":
+        return (transport.default_port,)
+    return (5061,) if uri.scheme == b"sips" else (5060,)
+
+
+def via_value(hop: Hop, sent_by: Address, branch: bytes) -> bytes:
+    """Our Via towards `hop`; `rport` is asked for where answers go by address (RFC 3581, V1)."""
+    streamless = b"" if hop.transport in (Transport.WS, Transport.WSS) else b";rport"
+    return b"SIP/2.0/%b %b;branch=%b%b" % (
+        hop.transport.value.encode(),
+        host_port(sent_by.host, sent_by.port),
+        branch,
+        streamless,
+    )
+
+
+def side_uri(token: bytes, transport: Transport, address: Address, *parameters: bytes) -> bytes:
+    """`<sip:TOKEN@HOST:PORT[;transport=..];lr...>` for Path and Record-Route: always `sip:`, WSS written as ws (C2)."""
+    word = {Transport.TCP: b";transport=tcp", Transport.TLS: b";transport=tls", Transport.UDP: b""}.get(
+        transport, b";transport=ws"
+    )
+    return b"<sip:%b@%b%b%b>" % (
+        token,
+        host_port(canonical_host(address.host), address.port),
+        word,
+        b"".join(b";" + parameter for parameter in parameters),
+    )

@@ -1,0 +1,64 @@
+"""What a REGISTER that a backend answered with 2xx leaves behind (rule R4): registrations of a flow. Pure."""
+
+from __future__ import annotations
+
+from wsgate.directory import Registration
+from wsgate.sip.headers import NameAddr, Parameters, parse_name_addr, same_uri, unquote
+from wsgate.sip.message import Message
+
+DEFAULT_EXPIRES_SECONDS = 3600
+"""What a registrar grants where neither request nor answer says anything (RFC 3261 §10.2.1.1)."""
+
+
+def registrations(flow: bytes, request: Message, response: Message, now: float) -> list[Registration] | None:
+    """What the Contacts of `request` now mean, an `expires_at` of `now` for those taken back; None for `Contact: *`.
+
+    The expiry is what the 2xx says of the same Contact, else its Expires, else the request's. Raises ProtocolError.
+    """
+    aor = request.to.parsed_uri().address_of_record
+    contacts = request.values(b"contact")
+    if contacts == [b"*"]:
+        return None
+    granted = [parse_name_addr(value) for value in response.values(b"contact")]
+    asked = _number(request.header(b"expires"))
+    told = _number(response.header(b"expires"))
+    found = []
+    for value in contacts:
+        contact = parse_name_addr(value)
+        seconds = _granted(contact, granted, told)
+        if seconds is None:
+            own = _number(contact.parameters.get(b"expires"))
+            seconds = next((number for number in (own, asked) if number is not None), DEFAULT_EXPIRES_SECONDS)
+            if granted:
+                seconds = 0  # the registrar lists every binding it holds (RFC 3261 §10.3 step 8): this one is not there
+        found.append(
+            Registration(
+                aor,
+                unquote(contact.parameters.get(b"+sip.instance")),
+                _number(contact.parameters.get(b"reg-id")) or 0,
+                contact.uri,
+                flow,
+                now + seconds,
+            )
+        )
+    return found
+
+
+def _granted(contact: NameAddr, granted: list[NameAddr], told: int | None) -> int | None:
+    for candidate in granted:
+        if same_uri(candidate.uri, contact.uri) or _same_instance(candidate.parameters, contact.parameters):
+            own = _number(candidate.parameters.get(b"expires"))
+            return own if own is not None else told
+    return None
+
+
+def _same_instance(left: Parameters, right: Parameters) -> bool:
+    instance = left.get(b"+sip.instance")
+    same = bool(instance) and instance == right.get(b"+sip.instance")
+    return same and left.get(b"reg-id") == right.get(b"reg-id")
+
+
+def _number(text: bytes | None) -> int | None:
+    if text is None or not text.strip().isdigit() or len(text) > 10:
+        return None
+    return int(text)

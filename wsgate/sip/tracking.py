@@ -1,0 +1,130 @@
+"""What passes through is written into the dialog table: beginnings, targets, CSeq numbers, ends. Pure.
+
+Rules: "dialog table" of the specification, D1 (what each side gave), N6 (who may change a target), W2.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from wsgate.errors import ProtocolError
+from wsgate.sip.dialogs import Dialog, DialogState, DialogTable, Found, Key, Side
+from wsgate.sip.flow import FlowTokens, Verdict
+from wsgate.sip.headers import parse_name_addr, parse_uri
+from wsgate.sip.message import Message
+
+BEGINNERS = frozenset((b"INVITE", b"SUBSCRIBE", b"REFER"))
+"""Methods whose first answer with a To tag makes a dialog (RFC 3261 §12.1, RFC 6665 §4.1, RFC 3515 §2.4)."""
+
+REFRESHERS = BEGINNERS | {b"UPDATE", b"NOTIFY"}
+"""Methods whose Contact is the new remote target (RFC 3261 §12.2, RFC 3311 §5.1, RFC 6665 §4.4.1)."""
+
+
+class Party(NamedTuple):
+    """Who sits on one side of wsgate: a flow, or else a backend (empty: a target of direct_targets)."""
+
+    flow: bytes
+    backend: str
+
+
+class Tracker:
+    """Reads requests and responses that pass and keeps the dialog table true."""
+
+    def __init__(self, dialogs: DialogTable, tokens: FlowTokens) -> None:
+        self._dialogs = dialogs
+        self._tokens = tokens
+
+    def request(self, message: Message, now: float, may_change_target: bool) -> Found | None:
+        """A request inside a dialog passes: the sender's CSeq and, where it may, its target are noted (N6)."""
+        found = self._dialogs.find(message.call_id, message.from_tag, message.to_tag)
+        if found is None:
+            return None
+        self._dialogs.touch(found.dialog, now)
+        found.sender.cseq = max(found.sender.cseq, message.cseq[0])
+        if may_change_target and message.method in REFRESHERS:
+            found.sender.target = _contact(message) or found.sender.target
+        return found
+
+    def response(self, request: Message, caller: Party, callee: Party, response: Message, now: float) -> Key | None:
+        """A response passes upstream. Returns the key of the dialog that it began, if it began one."""
+        if not 100 < response.status < 300 or not response.to_tag:
+            return None
+        if request.to_tag:
+            self._within(request, response, now)
+            return None
+        if request.method not in BEGINNERS:
+            return None
+        key = (request.call_id, request.from_tag, response.to_tag)
+        dialog = self._dialogs.begin(
+            key, request.method, self._caller(request, caller), self._callee(response, callee), now
+        )
+        if dialog is None:
+            return None
+        # A call that passes twice (two browsers through a backend) is one dialog: each pass adds its flow.
+        dialog.caller.flow = dialog.caller.flow or caller.flow
+        dialog.callee.flow = dialog.callee.flow or callee.flow
+        if response.status >= 200:
+            dialog.state = DialogState.CONFIRMED
+            dialog.callee.target = _contact(response) or dialog.callee.target
+        self._dialogs.touch(dialog, now)
+        return key
+
+    def refused(self, keys: list[Key]) -> None:
+        """The first request failed: its early dialogs are over (RFC 3261 §12.3)."""
+        for key in keys:
+            found = self._dialogs.find(*key)
+            if found is not None and found.dialog.state is DialogState.EARLY:
+                self._dialogs.end(found.dialog.key)
+
+    def answered(self, request: Message, status: int) -> None:
+        """The final answer to a request inside a dialog: BYE, or a NOTIFY `terminated`, ends what it speaks of."""
+        if status < 200 or not request.to_tag:
+            return
+        found = self._dialogs.find(request.call_id, request.from_tag, request.to_tag)
+        if found is not None and self._is_last(request, found.dialog):
+            self._dialogs.end(found.dialog.key)
+
+    def _is_last(self, request: Message, dialog: Dialog) -> bool:
+        if request.method == b"BYE":
+            return dialog.method == b"INVITE"
+        state = (request.header(b"subscription-state") or b"").partition(b";")[0].strip().lower()
+        # A REFER inside a call ends its own subscription, not the call (RFC 3515 §2.4.7).
+        return request.method == b"NOTIFY" and state == b"terminated" and dialog.method != b"INVITE"
+
+    def _within(self, request: Message, response: Message, now: float) -> None:
+        found = self._dialogs.find(request.call_id, request.from_tag, request.to_tag)
+        if found is None:
+            return
+        self._dialogs.touch(found.dialog, now)
+        if response.status >= 200 and request.method in REFRESHERS:
+            found.receiver.target = _contact(response) or found.receiver.target
+
+    def _caller(self, request: Message, party: Party) -> Side:
+        routes = [route for route in _routes(request) if not self._is_ours(route)]
+        return Side(
+            party.flow, party.backend, request.header(b"from") or b"", routes, _contact(request), request.cseq[0]
+        )
+
+    def _callee(self, response: Message, party: Party) -> Side:
+        # What stands above our own Record-Route was added behind us; from here the nearest comes first.
+        routes: list[bytes] = []
+        for route in _routes(response):
+            if self._is_ours(route):
+                break
+            routes.insert(0, route)
+        return Side(party.flow, party.backend, response.header(b"to") or b"", routes, _contact(response), 0)
+
+    def _is_ours(self, route: bytes) -> bool:
+        try:
+            return self._tokens.read(parse_uri(route).user).verdict is Verdict.VALID
+        except ProtocolError:
+            return False
+
+
+def _routes(message: Message) -> list[bytes]:
+    return [parse_name_addr(value).uri for value in message.values(b"record-route")]
+
+
+def _contact(message: Message) -> bytes:
+    values = message.values(b"contact")
+    return parse_name_addr(values[0]).uri if values else b""
