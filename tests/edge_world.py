@@ -1,0 +1,171 @@
+"""A SIP edge in memory for pure tests: browsers and backends are lists of bytes, the clock is moved by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import count
+
+from wsgate.addr import Address, Hop, Transport
+from wsgate.directory import Directory
+from wsgate.metrics import Counters
+from wsgate.sip.edge import CloseFlow, Edge
+from wsgate.sip.flow import Flow, FlowTable, FlowTokens, Key
+from wsgate.sip.forwarding import Connect, Resolve
+from wsgate.sip.message import Message
+from wsgate.sip.names import Names
+from wsgate.sip.proxy import SipSettings
+from wsgate.sip.registrar import Registrar
+from wsgate.sip.targets import BackendSettings, Target
+from wsgate.sip.transaction import Send, TransactionSettings
+
+GATE = Address("192.0.2.1", 5060)
+PUBLIC = Address("gate.example.org", 443)
+PBX = Address("198.51.100.7", 5060)
+TOKENS = FlowTokens([Key(1, b"k" * 32), Key(0, b"o" * 32)])
+
+
+class FixedBackends:
+    """Backends whose targets a test states; None stands for not resolved yet."""
+
+    def __init__(self, targets: Mapping[str, Sequence[Target] | None]) -> None:
+        self.by_name = dict(targets)
+
+    def targets(self, backend: str, now: float) -> Sequence[Target] | None:
+        return self.by_name.get(backend)
+
+    def named(self, backend: str) -> Mapping[str, Sequence[Target]]:
+        return {
+            target.host: [t for t in self.by_name[backend] or () if t.host == target.host]
+            for target in self.by_name.get(backend) or ()
+        }
+
+    def backend_of(self, host: str) -> str | None:
+        for name, targets in self.by_name.items():
+            if any(target.address.host == host for target in targets or ()):
+                return name
+        return None
+
+
+def udp(address: Address = PBX, host: str = "pbx.example.com") -> Target:
+    return Target(Transport.UDP, address, host)
+
+
+class World:
+    """An edge, its clock, and what it sent: `sent` holds (hop, bytes), `asked` the other effects."""
+
+    def __init__(
+        self,
+        targets: Mapping[str, Sequence[Target] | None] | None = None,
+        backends: Mapping[str, BackendSettings] | None = None,
+        *,
+        registrar: Registrar | None = None,
+        directory: Directory | None = None,
+        dialogs: int = 1000,
+        messages_per_second: int = 1000,
+        **settings: object,
+    ) -> None:
+        numbers = count(1)
+        self.now = 1000.0
+        self.counters = Counters()
+        self.settings = SipSettings(**settings)  # type: ignore[arg-type]
+        self.targets = FixedBackends(targets if targets is not None else {"example.com": [udp()]})
+        self.directory = directory or Directory()
+        random_bytes = lambda size: next(numbers).to_bytes(size, "big")  # noqa: E731
+        self.flows = FlowTable(TOKENS, random_bytes)
+        self.names = Names(
+            advertise=[GATE], public=PUBLIC, aliases=["gate.alias"], listeners=[Address("192.0.2.1", 443)]
+        )
+        self.edge = Edge(
+            self.settings,
+            backends if backends is not None else {"example.com": BackendSettings(target="sip:pbx.example.com")},
+            transactions=TransactionSettings(),
+            dialogs_limit=dialogs,
+            messages_per_second=messages_per_second,
+            names=self.names,
+            flows=self.flows,
+            backends=self.targets,
+            directory=self.directory,
+            registrar=registrar,
+            random_bytes=random_bytes,
+            counters=self.counters,
+        )
+        self.sent: list[tuple[Hop, bytes]] = []
+        self.asked: list[Resolve | Connect | CloseFlow] = []
+
+    def browser(self, host: str = "203.0.113.5", port: int = 40000, secure: bool = True) -> Flow:
+        return self.edge.flow_opened(Address(host, port), secure, PUBLIC)
+
+    def apply(self, effects: Sequence[object]) -> None:
+        for effect in effects:
+            if isinstance(effect, Send):
+                self.sent.append((effect.hop, effect.data))
+            else:
+                self.asked.append(effect)  # type: ignore[arg-type]
+
+    def from_browser(self, flow: Flow, data: bytes) -> None:
+        self.apply(self.edge.from_browser(flow.id, data, self.now))
+
+    def from_backend(self, data: bytes, address: Address = PBX, transport: Transport = Transport.UDP) -> None:
+        self.apply(self.edge.from_backend(Hop(transport, address), data, self.now))
+
+    def move(self, seconds: float) -> None:
+        """Let the clock run, serving every timer at its time."""
+        end = self.now + seconds
+        while (timer := self.edge.next_timer()) is not None and timer <= end:
+            self.now = max(self.now, timer)
+            self.apply(self.edge.handle_timer(self.now))
+        self.now = end
+
+    def take(self, to: Flow | Address | None = None) -> list[Message]:
+        """What was sent to a browser's flow or to an address (None: anywhere), taken out of `sent`."""
+        mine = [entry for entry in self.sent if _goes_to(entry[0], to)]
+        self.sent = [entry for entry in self.sent if entry not in mine]
+        return [Message.parse(data) for _, data in mine]
+
+    def one(self, to: Flow | Address | None = None) -> Message:
+        """The single message sent there."""
+        messages = self.take(to)
+        assert len(messages) == 1, [message.data for message in messages]
+        return messages[0]
+
+
+def _goes_to(hop: Hop, to: Flow | Address | None) -> bool:
+    if to is None:
+        return True
+    return hop.connection == to.id if isinstance(to, Flow) else hop.address == to
+
+
+_branches = count(1)
+
+
+def request(method: str, uri: str, *headers: str, body: bytes = b"", **fields: str) -> bytes:
+    """A request as a browser's library would write it; `fields` replace the usual header values."""
+    values = {
+        "via": f"SIP/2.0/WSS abc.invalid;branch=z9hG4bK{next(_branches)}",
+        "from": "<sip:alice@example.com>;tag=a1",
+        "to": "<sip:bob@example.com>",
+        "call_id": "call-1@test",
+        "cseq": "1",
+    } | fields
+    lines = [f"{method} {uri} SIP/2.0", f"Via: {values['via']}"]
+    if "max_forwards" not in fields or fields["max_forwards"]:
+        lines.append(f"Max-Forwards: {values.get('max_forwards', '70')}")
+    lines += [f"From: {values['from']}", f"To: {values['to']}", f"Call-ID: {values['call_id']}"]
+    lines += [f"CSeq: {values['cseq']} {method}", *headers, f"Content-Length: {len(body)}", "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+def response(
+    request_message: Message, status: int, reason: str, *headers: str, to_tag: str = "", body: bytes = b""
+) -> bytes:
+    """What the far end answers: Vias, Record-Routes, From, To, Call-ID and CSeq copied."""
+    lines = [f"SIP/2.0 {status} {reason}".encode()]
+    for header in request_message.headers:
+        line = request_message.data[header.start : header.end - 2]
+        if header.name in (b"via", b"from", b"call-id", b"cseq", b"record-route"):
+            lines.append(line)
+        elif header.name == b"to":
+            lines.append(line + (f";tag={to_tag}".encode() if to_tag and b"tag=" not in line else b""))
+    lines += [header.encode() for header in headers]
+    lines += [b"Content-Length: %d" % len(body), b"", b""]
+    return b"\r\n".join(lines) + body
