@@ -150,6 +150,10 @@ class Configuration:
         """Every socket of this configuration, in the order of the file."""
         return tuple(endpoint for endpoint, _ in _endpoints(self))
 
+    def places(self) -> tuple[str, ...]:
+        """For each of `endpoints()` the section and option that ask for it, as an error names them."""
+        return tuple(f"[{section}] {option_name}" for _, (section, option_name) in _endpoints(self))
+
     def files(self) -> tuple[FileReference, ...]:
         """Every file that a worker reads and that must be there, each once."""
         seen: dict[str, FileReference] = {}
@@ -418,7 +422,7 @@ def _check_binds(configuration: Configuration) -> None:
             option="bind",
             allowed="host:port, ...",
         )
-    taken: list[tuple[str, Address, str]] = []
+    taken: list[tuple[Endpoint, str]] = []
     for endpoint, (section, option_name) in _endpoints(configuration):
         try:
             ipaddress.ip_address(endpoint.address.host)
@@ -431,17 +435,18 @@ def _check_binds(configuration: Configuration) -> None:
                 option=option_name,
                 allowed="IP address:port, 0.0.0.0 or [::] for all",
             ) from None
-        protocol = "UDP" if endpoint.datagram else "TCP"
-        for other_protocol, other, other_place in taken:
-            if protocol == other_protocol and _overlap(endpoint.address, other):
+        for other, other_place in taken:
+            same_protocol = endpoint.datagram == other.datagram
+            if endpoint == other or (same_protocol and _overlap(endpoint.address, other.address)):
+                protocol = "UDP" if endpoint.datagram else "TCP"
                 raise ConfigurationError(
-                    f"{protocol} {endpoint.address} is taken by {other_place} ({other})",
+                    f"{protocol} {endpoint.address} is taken by {other_place} ({other.address})",
                     file=path,
                     section=section,
                     option=option_name,
                     allowed="every address and port once",
                 )
-        taken.append((protocol, endpoint.address, f"[{section}] {option_name}"))
+        taken.append((endpoint, f"[{section}] {option_name}"))
 
 
 def _overlap(one: Address, other: Address) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -50,3 +51,11 @@ class Files:
         """A path that this process can open and read for the configured file `name`."""
         descriptor = self.descriptors.get(name)
         return f"/proc/self/fd/{descriptor}" if descriptor is not None else str(self.directory / name)
+
+    def named(self, text: str) -> str:
+        """An error's text with the names that an administrator knows in place of the paths of memory files."""
+        names = {str(descriptor): name for name, descriptor in self.descriptors.items()}
+        return _MEMORY_PATH.sub(lambda found: str(self.directory / names.get(found[1], found[0])), text)
+
+
+_MEMORY_PATH = re.compile(r"/proc/self/fd/(\d+)")

@@ -1,0 +1,143 @@
+"""The supervisor's sockets and memory files: opened whole or not at all, handed to workers as they are."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import ipaddress
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+from wsgate.addr import Address
+from wsgate.errors import StartError
+from wsgate.handover import INI, Endpoint
+from wsgate.log import logger
+from wsgate.plan import Plan
+
+BACKLOG = 1024
+"""Connections that may wait to be accepted, also while a worker is being replaced."""
+
+MAX_FILE_BYTES = 64 * 1024 * 1024
+"""A certificate, user or secret file beyond this is refused."""
+
+FREE_PORT_TRIES = 20
+"""How often a port that is free for UDP is tried for TCP too, where port 0 was asked for."""
+
+_NO_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+
+
+def open_sockets(plan: Plan) -> dict[Endpoint, socket.socket]:
+    """Every socket of the plan, bound and (TCP) listening. Raises StartError, and then none is left open.
+
+    `[::]` on a machine without IPv6 is left out with a warning. SIP over UDP and TCP get the same port where it is 0.
+    """
+    opened: dict[Endpoint, socket.socket] = {}
+    try:
+        for endpoint, place in zip(plan.endpoints, plan.places, strict=True):
+            try:
+                opened[endpoint] = _opened(endpoint, opened)
+            except OSError as error:
+                protocol = "UDP" if endpoint.datagram else "TCP"
+                if endpoint.address.host == "::" and error.errno in _NO_FAMILY:
+                    logger.warning(
+                        "%s %s: no %s on %s: %s", plan.path, place, protocol, endpoint.address, error.strerror
+                    )
+                    continue
+                raise StartError(
+                    f"{plan.path} {place}: cannot open {protocol} {endpoint.address}: {error.strerror}"
+                ) from None
+    except StartError:
+        close_all(opened)
+        raise
+    return opened
+
+
+def _opened(endpoint: Endpoint, opened: Mapping[Endpoint, socket.socket]) -> socket.socket:
+    if endpoint.kind == "sip-udp" and endpoint.address.port == 0:
+        return _with_free_tcp_port(endpoint)
+    address = endpoint.address
+    if endpoint.kind == "sip-tcp" and address.port == 0:
+        twin = opened[endpoint._replace(kind="sip-udp")]
+        address = address._replace(port=twin.getsockname()[1])
+    return _bound(address, endpoint.datagram)
+
+
+def _with_free_tcp_port(endpoint: Endpoint) -> socket.socket:
+    """A UDP socket on a port that is free for TCP as well."""
+    for attempt in range(FREE_PORT_TRIES):
+        udp = _bound(endpoint.address, datagram=True)
+        try:
+            _bound(endpoint.address._replace(port=udp.getsockname()[1]), datagram=False).close()
+        except OSError:
+            udp.close()
+            if attempt == FREE_PORT_TRIES - 1:
+                raise
+        else:
+            return udp
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
+def _bound(address: Address, datagram: bool) -> socket.socket:
+    version = ipaddress.ip_address(address.host).version
+    family = socket.AF_INET6 if version == 6 else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_DGRAM if datagram else socket.SOCK_STREAM)
+    try:
+        if version == 6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if not datagram:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((address.host, address.port))
+        if not datagram:
+            made.listen(BACKLOG)
+        made.setblocking(False)
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def close_all(sockets: Mapping[Endpoint, socket.socket]) -> None:
+    """Close every socket."""
+    for one in sockets.values():
+        one.close()
+
+
+def read_files(plan: Plan) -> dict[str, int]:
+    """The ini file (as INI) and every file it names, each as a sealed memory file. Raises StartError."""
+    descriptors: dict[str, int] = {}
+    try:
+        descriptors[INI] = _memory_file(Path(plan.path), plan.path)
+        for reference in plan.files:
+            place = f"{plan.path} [{reference.section}] {reference.option}"
+            descriptors[reference.name] = _memory_file(plan.directory / reference.name, place, reference.section)
+    except StartError:
+        close_files(descriptors)
+        raise
+    return descriptors
+
+
+def _memory_file(path: Path, place: str, section: str = "") -> int:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        hint = "; make it with: wsgate user add -c FILE USER" if section == "registrar" else ""
+        raise StartError(f"{place}: cannot read {path}: {error.strerror}{hint}") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise StartError(f"{place}: {path} is larger than {MAX_FILE_BYTES} bytes")
+    descriptor = os.memfd_create(path.name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+    return descriptor
+
+
+def close_files(descriptors: Mapping[str, int]) -> None:
+    """Close every memory file."""
+    for descriptor in descriptors.values():
+        with contextlib.suppress(OSError):
+            os.close(descriptor)

@@ -1,0 +1,145 @@
+"""A worker: gives up root, builds a gateway on the sockets it was handed, and does what the supervisor says.
+
+Its process is a fork of the supervisor; what needs gevent is imported here, after the fork. All code, and the files of
+the web phone, are read before root is given up, because the new user may not be able to read where they lie.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from wsgate import daemon, log
+from wsgate.control import Message
+from wsgate.errors import WsgateError
+from wsgate.handover import INI, Endpoint, Files
+from wsgate.log import logger
+from wsgate.supervisor import WorkerStart
+
+if TYPE_CHECKING:
+    from wsgate.config import Configuration
+
+GOING_AWAY = 1001
+"""The WebSocket close code of a gateway that ends (RFC 6455 §7.4.1, rule H3)."""
+
+
+DNS_TYPES = ("A", "AAAA", "CNAME", "NAPTR", "NS", "OPT", "SOA", "SRV")
+"""Types of DNS records that answers hold; dnspython would load the code for each when it meets the first one."""
+
+
+class GatewayLike(Protocol):
+    """What a worker asks of a gateway. `start` and `reload` raise WsgateError."""
+
+    def start(self) -> None:
+        """Begin to serve."""
+
+    def stop(self, reason_code: int) -> None:
+        """End gracefully; returns when all is closed or `drain_timeout` is over."""
+
+    def reload(self, configuration: Configuration, files: Files) -> None:
+        """Take new settings and files without dropping a connection."""
+
+
+GatewayFactory = Callable[["Configuration", Mapping[Endpoint, socket.socket], Files], GatewayLike]
+
+
+def real_gateway() -> GatewayFactory:
+    """The gateway's class, and with it all code and files that it may need later, loaded while root may read them."""
+    from dns.rdata import get_rdata_class
+    from dns.rdataclass import RdataClass
+    from dns.rdatatype import RdataType
+
+    from wsgate import web
+    from wsgate.gateway import Gateway
+
+    for kind in DNS_TYPES:
+        get_rdata_class(RdataClass.IN, RdataType[kind])  # type: ignore[no-untyped-call]
+    web.phone_files()
+    factory: GatewayFactory = Gateway
+    return factory
+
+
+def main(start: WorkerStart, load_gateway: Callable[[], GatewayFactory] = real_gateway) -> int:
+    """The life of a worker process; the exit status."""
+    if start.detached:
+        daemon.to_null()
+    files = Files(Path(start.path).parent, start.descriptors)
+    try:
+        Worker(start, files, load_gateway()).run()
+    except WsgateError as error:
+        start.channel.send("failed", text=files.named(str(error)))
+        return 1
+    return 0
+
+
+class Worker:
+    """One gateway and the channel to the supervisor."""
+
+    def __init__(self, start: WorkerStart, files: Files, factory: GatewayFactory) -> None:
+        """Become the configured user and build the gateway. Raises WsgateError."""
+        from wsgate.config import load
+
+        self._path = Path(start.path)
+        self._channel = start.channel
+        self._files = files
+        self._offered: dict[str, int] = {}
+        if start.log_descriptor is not None:
+            log.start(start.log_level, start.log_target, start.log_descriptor)
+        if start.account is not None:
+            daemon.become(start.account)
+        self._gateway = factory(load(self._path, self._files.path(INI)), start.sockets, self._files)
+
+    def run(self) -> None:
+        """Serve until the supervisor says stop or is gone. Raises WsgateError when the gateway cannot start."""
+        from gevent.socket import wait_read
+
+        self._gateway.start()
+        self._channel.send("ready")
+        going = True
+        while going:
+            try:
+                message = self._channel.receive()
+            except BlockingIOError:
+                wait_read(self._channel.fileno())
+            else:
+                going = message is not None and self._obey(message)
+        self._gateway.stop(GOING_AWAY)
+
+    def _obey(self, message: Message) -> bool:
+        """One message of the supervisor; False when it says stop."""
+        if message.word == "file" and message.descriptor is not None:
+            self._offered[message.fields["name"]] = message.descriptor
+        elif message.word == "log":
+            self._reopen_log(message)
+        elif message.word == "reload":
+            self._reload()
+        return message.word != "stop"
+
+    def _reopen_log(self, message: Message) -> None:
+        try:
+            log.start(message.fields["level"], message.fields["target"], message.descriptor)
+        except OSError as error:
+            logger.error("cannot log to %s: %s", message.fields["target"], error.strerror)
+
+    def _reload(self) -> None:
+        """Take the files that were offered; when they cannot be used, keep those that are in use."""
+        from wsgate.config import load
+
+        files, self._offered = Files(self._path.parent, self._offered), {}
+        try:
+            self._gateway.reload(load(self._path, files.path(INI)), files)
+        except WsgateError as error:
+            self._channel.send("refused", text=files.named(str(error)))
+            _close(files)
+            return
+        self._files, old = files, self._files
+        _close(old)
+        self._channel.send("reloaded")
+
+
+def _close(files: Files) -> None:
+    for descriptor in files.descriptors.values():
+        os.close(descriptor)
