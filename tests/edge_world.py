@@ -8,7 +8,7 @@ from itertools import count
 from wsgate.addr import Address, Hop, Transport
 from wsgate.directory import Directory
 from wsgate.metrics import Counters
-from wsgate.sip.edge import CloseFlow, Edge
+from wsgate.sip.edge import Edge
 from wsgate.sip.flow import Flow, FlowTable, FlowTokens, Key
 from wsgate.sip.forwarding import Connect, Resolve
 from wsgate.sip.message import Message
@@ -61,7 +61,6 @@ class World:
         registrar: Registrar | None = None,
         directory: Directory | None = None,
         dialogs: int = 1000,
-        messages_per_second: int = 1000,
         **settings: object,
     ) -> None:
         numbers = count(1)
@@ -80,7 +79,6 @@ class World:
             backends if backends is not None else {"example.com": BackendSettings(target="sip:pbx.example.com")},
             transactions=TransactionSettings(),
             dialogs_limit=dialogs,
-            messages_per_second=messages_per_second,
             names=self.names,
             flows=self.flows,
             backends=self.targets,
@@ -90,7 +88,7 @@ class World:
             counters=self.counters,
         )
         self.sent: list[tuple[Hop, bytes]] = []
-        self.asked: list[Resolve | Connect | CloseFlow] = []
+        self.asked: list[Resolve | Connect] = []
 
     def browser(self, host: str = "203.0.113.5", port: int = 40000, secure: bool = True) -> Flow:
         return self.edge.flow_opened(Address(host, port), secure, PUBLIC)

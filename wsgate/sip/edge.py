@@ -1,7 +1,7 @@
 """The SIP edge as one pure machine: browsers on one side, backends on the other (spec/SIP: all rules meet here).
 
 Bytes and `now` come in by `from_browser` and `from_backend`; what is to be done comes out as effects: Send, Resolve,
-Connect, CloseFlow. The transaction layer, the proxy's decisions, the response contexts and the registrar are wired
+Connect. The transaction layer, the proxy's decisions, the response contexts and the registrar are wired
 together here and nowhere else.
 """
 
@@ -9,13 +9,10 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 from wsgate.addr import Address, Hop, Transport, in_networks
 from wsgate.directory import Binding, Directory
 from wsgate.errors import ProtocolError
-from wsgate.guard import MessageRate
-from wsgate.guard import Verdict as RateVerdict
 from wsgate.log import escaped, logger
 from wsgate.metrics import Counters
 from wsgate.sip.compose import Leg, is_looped, loop_hash, shows_outbound
@@ -61,15 +58,7 @@ STRANGER_INTERVAL_SECONDS = 10.0
 STRANGERS_REMEMBERED = 1024
 
 
-class CloseFlow(NamedTuple):
-    """Close a browser's WebSocket with this code (RFC 6455 §7.4)."""
-
-    flow: bytes
-    code: int
-    reason: str
-
-
-Effect = Send | Resolve | Connect | CloseFlow
+Effect = Send | Resolve | Connect
 
 
 class Edge:
@@ -82,7 +71,6 @@ class Edge:
         *,
         transactions: TransactionSettings,
         dialogs_limit: int,
-        messages_per_second: int,
         names: Names,
         flows: FlowTable,
         backends: Backends,
@@ -100,8 +88,6 @@ class Edge:
         self._registrar = registrar
         self._random_bytes = random_bytes
         self._counters = counters
-        self._messages_per_second = messages_per_second
-        self._rates: dict[bytes, MessageRate] = {}
         self._strangers: OrderedDict[str, float] = OrderedDict()
         self._dialogs = DialogTable(dialogs_limit, settings.dialog_lifetime)
         self._tracker = Tracker(self._dialogs, flows.tokens)
@@ -117,7 +103,6 @@ class Edge:
         """A browser's WebSocket is open. `host` is the host and port its upgrade asked for."""
         flow = self._flows.open(remote, secure, host)
         self._directory.flow_opened(flow.id)
-        self._rates[flow.id] = MessageRate()
         return flow
 
     def flow_closed(self, connection: bytes, now: float) -> list[Effect]:
@@ -125,7 +110,6 @@ class Edge:
         flow = self._flows.close(connection)
         if flow is None:
             return []
-        self._rates.pop(connection, None)
         self._directory.flow_closed(connection, now)
         return self._run(self._layer.transport_failed(flow.hop, now, "the browser's connection is gone"), now)
 
@@ -134,21 +118,23 @@ class Edge:
         flow = self._flows.get(connection)
         if flow is None:
             return []
-        verdict = self._rates[connection].judge(self._messages_per_second, now)
-        if verdict is RateVerdict.FLOOD:
-            self._counters.count("sip_flows_closed_for_flooding")
-            return [CloseFlow(connection, 1008, "too many messages")]
         message = self._parse(data, flow.hop)
         if message is None:
             return []
         if not message.is_request:
             return self._response(message, flow.hop, now)
-        if verdict is RateVerdict.EXCESS:
-            self._counters.count("sip_messages_over_rate")
-            return self._stateless(message, flow.hop, Answer(503, "Service Unavailable", _retry("too many messages")))
         if self._settings.add_received:
             message = self._with_received(message, flow.hop, flow.remote)
         return self._request(message, flow.hop, now)
+
+    def refused(self, connection: bytes, data: bytes) -> list[Effect]:
+        """One WebSocket message over the rate of its connection: 503 to a request, nothing else (table A)."""
+        flow = self._flows.get(connection)
+        message = self._parse(data, flow.hop) if flow is not None else None
+        if flow is None or message is None or not message.is_request:
+            return []
+        self._counters.count("sip_messages_over_rate")
+        return self._stateless(message, flow.hop, Answer(503, "Service Unavailable", _retry("too many messages")))
 
     def from_backend(self, hop: Hop, data: bytes, now: float) -> list[Effect]:
         """One message from the backend side; `hop` is its source (and connection)."""
@@ -307,7 +293,7 @@ class Edge:
         queue: deque[object] = deque(effects)
         while queue:
             effect = queue.popleft()
-            if isinstance(effect, Send | Resolve | Connect | CloseFlow):
+            if isinstance(effect, Send | Resolve | Connect):
                 outside.append(effect)
             elif isinstance(effect, RequestReceived):
                 queue.extend(self._handle_request(effect.server, effect.message, effect.hop, now))
