@@ -89,7 +89,7 @@ class Apache:
     @property
     def url(self) -> str:
         """Where a browser connects."""
-        return f"wss://localhost:{self.port}/ws"
+        return f"wss://127.0.0.1:{self.port}/ws"
 
     @property
     def tls(self) -> ssl.SSLContext:

@@ -1,4 +1,4 @@
-"""Kamailio as a company's SIP server: registrar and proxy with digest, Path and outbound, over UDP, TCP and WebSocket."""
+"""Kamailio as a company's SIP server: registrar and proxy with digest, Path and outbound, over UDP, TCP and WS."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ request_route {{
         exit;
     }}
     if (is_method("OPTIONS") && is_myself("$ru")) {{ sl_send_reply("200", "OK"); exit; }}
-    if (is_method("INVITE|MESSAGE|SUBSCRIBE|REFER") && $rU != "phone" && {call_auth}) {{
+    if (is_method("INVITE|MESSAGE|SUBSCRIBE|REFER") && {call_auth}) {{
         if (!pv_proxy_authenticate("$fd", "{password}", "0")) {{
             auth_challenge("$fd", "1");
             exit;

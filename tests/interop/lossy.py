@@ -1,4 +1,4 @@
-"""A UDP relay between two sides that loses, doubles and delays packets as a seed says, and drops those a test chooses."""
+"""A UDP relay that loses, doubles and delays packets as a seed says, and drops those that a test chooses."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class LossyRelay:
             heapq.heappush(self._queue, (now + delay, next(self._number), out, data, to))
 
     def count(self, direction: Direction, start: bytes = b"", cseq: bytes = b"", *, lost: bool = False) -> int:
-        """How many packets that begin with `start` and have the method `cseq` were passed on (copies counted), or lost."""
+        """How many packets beginning with `start`, of method `cseq`, were passed on (copies counted), or lost."""
         chosen = [
             p
             for p in list(self.packets)
@@ -120,7 +120,7 @@ class LossyRelay:
 
 
 class DropFirst:
-    """A `drop` that loses the first copy of everything: each first line with its CSeq and branch, once per direction."""
+    """A `drop` that loses the first copy of each message (first line, CSeq, Call-ID) in either direction."""
 
     def __init__(self) -> None:
         self._seen: set[tuple[Direction, bytes, bytes, bytes]] = set()

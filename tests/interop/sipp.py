@@ -33,7 +33,7 @@ class Sipp:
         calls: int = 1,
     ) -> None:
         self.port = port or free_port()
-        self.scenario = scenario
+        self.scenario, self.user = scenario, user
         name = f"{scenario}-{self.port}"
         directory.mkdir(parents=True, exist_ok=True)
         self.messages = directory / f"{name}.messages"
