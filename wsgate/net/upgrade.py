@@ -1,0 +1,369 @@
+"""HTTP on gevent.pywsgi, and the upgrade to WebSocket with strict checks of our own before gevent-websocket's.
+
+gevent-websocket's handler answers 101; after that its socket and the bytes already read are taken away from it, and
+nothing of it, nor of the request, stays in memory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+import gevent
+from gevent.pywsgi import WSGIHandler, WSGIServer
+from geventwebsocket.handler import WebSocketHandler
+
+from wsgate.addr import Address, Network
+from wsgate.guard import RETRY_AFTER, Guard
+from wsgate.log import escaped, logger
+from wsgate.metrics import Counters
+from wsgate.net.clock import now
+from wsgate.net.forwarded import asked_host, client_address
+from wsgate.net.stream import Upgrade
+from wsgate.ws.connection import WebSocketSettings
+from wsgate.ws.handshake import (
+    MAX_HEAD_BYTES,
+    SUBPROTOCOL,
+    Refusal,
+    UpgradeRequest,
+    asks_for_websocket,
+    refusal,
+    tokens,
+    values,
+)
+
+MAX_FIELDS = 100
+"""Header fields of one request."""
+
+MAX_BODY_BYTES = 65536
+"""Of a request to the WSGI application."""
+
+KEEP_ALIVE_TIMEOUT = 15.0
+"""Seconds between two requests on one connection, head of the next included."""
+
+ANSWER_TIMEOUT = 120.0
+"""Seconds for one answer of the application to leave, the body of its request included."""
+
+_FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+_REQUEST_LINE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+ /[\x21-\x7e\x80-\xff]* HTTP/1\.[01]\r?\n")
+_OVERLOADED = Refusal("503 Service Unavailable", "overloaded", (("Retry-After", str(RETRY_AFTER)),))
+_TOO_FAST = Refusal("503 Service Unavailable", "too many connections", (("Retry-After", "1"),))
+
+
+class HeadError(ValueError):
+    """A request head that cannot be used; `status` is the answer."""
+
+    def __init__(self, status: HTTPStatus, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class HeadTimeout(gevent.Timeout):  # type: ignore[misc]
+    """handshake_timeout, KEEP_ALIVE_TIMEOUT or ANSWER_TIMEOUT is over: the connection is closed."""
+
+
+class HeadBuffer:
+    """What pywsgi reads from, in place of a buffered file: bounded, and what is left over can be taken."""
+
+    __slots__ = ("_buffer", "_head_bytes", "_socket", "closed")
+
+    def __init__(self, sock: Any) -> None:
+        self._socket = sock
+        self._buffer = b""
+        self._head_bytes = 0
+        self.closed = False
+
+    def begin(self) -> None:
+        """The next head may be MAX_HEAD_BYTES long."""
+        self._head_bytes = 0
+
+    def peek(self) -> bytes:
+        """What is buffered, at least one byte; empty at the end of TCP."""
+        if not self._buffer:
+            self._buffer = self._socket.recv(4096)
+        return self._buffer
+
+    def take(self) -> bytes:
+        """The bytes behind the head; they are no longer here."""
+        data, self._buffer = self._buffer, b""
+        return data
+
+    def readline(self, limit: int = MAX_HEAD_BYTES) -> bytes:
+        """One line with its end, or what there is at the end of TCP. Raises HeadError 431."""
+        while (end := self._buffer.find(b"\n")) < 0 and len(self._buffer) < limit:
+            data = self._socket.recv(4096)
+            if not data:
+                break
+            self._buffer += data
+        size = min(limit, end + 1 if end >= 0 else len(self._buffer))
+        line, self._buffer = self._buffer[:size], self._buffer[size:]
+        self._head_bytes += size
+        if self._head_bytes > MAX_HEAD_BYTES:
+            raise HeadError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "head is too long")
+        return line
+
+    def read(self, size: int) -> bytes:
+        """`size` bytes of a body, fewer at the end of TCP."""
+        while len(self._buffer) < size:
+            data = self._socket.recv(4096)
+            if not data:
+                break
+            self._buffer += data
+        data, self._buffer = self._buffer[:size], self._buffer[size:]
+        return data
+
+    def close(self) -> None:
+        """No more requests on this connection."""
+        self.closed = True
+
+
+class HeaderFields:
+    """The header fields of a request, read strictly (RFC 9112 §5); what pywsgi asks of its message class."""
+
+    __slots__ = ("fields", "status")
+
+    def __init__(self, buffer: HeadBuffer) -> None:
+        """Raises HeadError."""
+        self.status = ""
+        read: list[tuple[str, str]] = []
+        while (line := buffer.readline()) not in (b"\r\n", b"\n"):
+            if not line.endswith(b"\n"):
+                raise HeadError(HTTPStatus.BAD_REQUEST, "head ends early")
+            name, colon, value = line.decode("latin-1").rstrip("\r\n").partition(":")
+            value = value.strip(" \t")
+            if not colon or not _FIELD_NAME.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
+                raise HeadError(HTTPStatus.BAD_REQUEST, "malformed header field")
+            if len(read) >= MAX_FIELDS:
+                raise HeadError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "too many header fields")
+            read.append((name, value))
+        self.fields = tuple(read)
+
+    def get(self, name: str, default: str | None = None) -> str | None:
+        """The first value of `name`."""
+        return next(iter(values(self.fields, name.lower())), default)
+
+    getheader = get
+
+    @property
+    def typeheader(self) -> str | None:
+        """Content-Type."""
+        return self.get("content-type")
+
+    @property
+    def headers(self) -> Iterator[str]:
+        """The fields as lines."""
+        return (f"{name}: {value}\r\n" for name, value in self.fields)
+
+
+class Accepted:
+    """One connection as the listener hands it over: its socket, who is there, and what the guard counts for it."""
+
+    __slots__ = ("claim", "head", "peer", "secure", "socket", "timeout", "trusted")
+
+    def __init__(self, sock: Any, peer: Address, trusted: tuple[Network, ...], secure: bool) -> None:
+        self.socket = sock
+        self.peer = peer
+        self.trusted = trusted
+        self.secure = secure
+        self.timeout: HeadTimeout | None = None
+        self.claim = ""
+        """The address for which a place is claimed in the guard; empty: none yet, the peer is a relay."""
+        self.head = HeadBuffer(sock)
+
+    def renew_head(self) -> None:
+        """Read from `socket`, which TLS has wrapped."""
+        self.head = HeadBuffer(self.socket)
+
+    def limit(self, seconds: float | None) -> None:
+        """Raise HeadTimeout in this greenlet after `seconds`; what ran before is over. None: no limit."""
+        if self.timeout is not None:
+            self.timeout.close()
+        self.timeout = None if seconds is None else HeadTimeout.start_new(seconds)
+
+
+class Taken(NamedTuple):
+    """A connection that became a WebSocket: its socket, the bytes behind the head, and the request."""
+
+    socket: Any
+    data: bytes
+    upgrade: Upgrade
+
+
+class HttpServer(WSGIServer):  # type: ignore[misc]
+    """What pywsgi's handler wants of a server; it never listens itself."""
+
+    def __init__(
+        self,
+        application: Callable[..., Any],
+        settings: Callable[[], WebSocketSettings],
+        guard: Guard,
+        counters: Counters,
+    ) -> None:
+        super().__init__(
+            ("127.0.0.1", 0), application, log=None, error_log=None, environ={"SERVER_NAME": "", "SERVER_PORT": ""}
+        )
+        self.settings = settings
+        self.guard = guard
+        self.counters = counters
+        self.logger = logger
+
+    def serve(self, accepted: Accepted) -> Taken | None:
+        """Answer requests until the connection ends (None; the socket is closed) or becomes a WebSocket."""
+        handler = UpgradeHandler(accepted, self)
+        try:
+            handler.handle()
+            return handler.taken
+        finally:
+            # The request, its environ and gevent-websocket's objects refer to each other: free them now.
+            handler.forget()
+
+
+class _SipOnly:
+    """gevent-websocket asks the application which subprotocol it speaks."""
+
+    @staticmethod
+    def app_protocol(_path: str) -> str:
+        return SUBPROTOCOL
+
+
+class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
+    """gevent-websocket's handler behind the checks of rules H1 and H2; every other path goes to the application."""
+
+    socket: Any
+
+    def __init__(self, accepted: Accepted, server: HttpServer) -> None:
+        super().__init__(accepted.socket, accepted.peer, server, rfile=accepted.head)
+        self.taken: Taken | None = None
+        self._accepted = accepted
+        self._relayed = client_address(accepted.peer, (), ())
+
+    def forget(self) -> None:
+        """Let go of everything."""
+        if self.environ is not None:
+            self.environ.clear()
+        self.__dict__.clear()
+
+    def MessageClass(self, buffer: HeadBuffer, _seekable: int = 0) -> HeaderFields:
+        """Raises HeadError, also for a body that is not taken."""
+        head = HeaderFields(buffer)
+        lengths = values(head.fields, "content-length")
+        if values(head.fields, "transfer-encoding"):
+            raise HeadError(HTTPStatus.NOT_IMPLEMENTED, "no Transfer-Encoding is understood")
+        if len(lengths) > 1 or not all(re.fullmatch("[0-9]{1,10}", length) for length in lengths):
+            raise HeadError(HTTPStatus.BAD_REQUEST, "malformed Content-Length")
+        if lengths and int(lengths[0]) > MAX_BODY_BYTES:
+            raise HeadError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body is too big")
+        return head
+
+    def handle_one_request(self) -> Any:
+        self.rfile.begin()
+        return super().handle_one_request()
+
+    def read_request(self, raw_requestline: str) -> bool:
+        """Raises HeadError for what pywsgi would let pass."""
+        if not _REQUEST_LINE.fullmatch(raw_requestline):
+            raise HeadError(HTTPStatus.BAD_REQUEST, "malformed request line")
+        super().read_request(raw_requestline)
+        fields = self.headers.fields
+        if "close" in (token.lower() for token in tokens(fields, "connection")):
+            self.close_connection = True
+        self._relayed = client_address(self._accepted.peer, fields, self._accepted.trusted)
+        return True
+
+    def get_environ(self) -> dict[str, Any]:
+        """The application sees the client's real address."""
+        environ: dict[str, Any] = super().get_environ()
+        remote = self._relayed.remote
+        environ["REMOTE_ADDR"] = remote.host
+        environ["REMOTE_PORT"] = str(remote.port)
+        environ["wsgate.remote"] = remote
+        environ["wsgate.secure"] = self._accepted.secure
+        environ["wsgi.url_scheme"] = "https" if self._accepted.secure else "http"
+        return environ
+
+    def handle_one_response(self) -> None:
+        """The head is there: the time limit of the answer begins, and after it that of the next request."""
+        self._accepted.limit(ANSWER_TIMEOUT)
+        super().handle_one_response()
+        if not self.close_connection:
+            self._accepted.limit(KEEP_ALIVE_TIMEOUT)
+
+    def run_application(self) -> None:
+        path = self.path.partition("?")[0]
+        if path == self.server.settings().path:
+            self._upgrade_or_refuse()
+        elif asks_for_websocket(self.headers.fields):
+            self._refuse(Refusal("404 Not Found", "no WebSocket here"))
+        else:
+            WSGIHandler.run_application(self)
+
+    def _upgrade_or_refuse(self) -> None:
+        fields = self.headers.fields
+        host = asked_host(fields, self._relayed.relays)
+        request = UpgradeRequest(self.command, self.request_version, fields)
+        against = refusal(request, host, self.server.settings().origins) or self._limit()
+        if against is not None:
+            self._refuse(against)
+            return
+        self.application = _SipOnly
+        # Judged above as a list (rule H1); gevent-websocket knows a single word only.
+        self.environ["HTTP_UPGRADE"] = "websocket"
+        self.upgrade_websocket()
+        self.close_connection = True
+        self.write(b"")
+        upgrade = Upgrade(self._relayed.remote, self._accepted.secure, host, fields)
+        self.taken = Taken(self.socket, self.rfile.take(), upgrade)
+        self.socket = None
+
+    def _limit(self) -> Refusal | None:
+        """Rule H1, 503: the limits of the worker and of the client's real address."""
+        guard: Guard = self.server.guard
+        host = self._relayed.remote.host
+        if guard.overloaded:
+            return _OVERLOADED
+        if not self._accepted.claim:
+            if not guard.claim(host):
+                return _OVERLOADED
+            self._accepted.claim = host
+        if guard.crowded(host):
+            return _OVERLOADED
+        return None if guard.upgrade(host, now()) else _TOO_FAST
+
+    def _refuse(self, against: Refusal) -> None:
+        status = against.status.partition(" ")[0]
+        self.server.counters.count(f"websocket_refused_{status}")
+        logger.debug("refused %s: %s %s", self._relayed.remote, against.status, against.reason)
+        body = f"{against.reason}\n".encode()
+        self.close_connection = True
+        fields = [("Content-Type", "text/plain"), ("Content-Length", str(len(body))), ("Connection", "close")]
+        WSGIHandler.start_response(self, against.status, [*fields, *against.fields])
+        self.write(body)
+
+    def log_request(self) -> None:
+        """The application counts its own requests; a line for each would let strangers fill the disk."""
+
+    def log_error(self, msg: str, *args: Any) -> None:
+        logger.debug("%s: %s", self._accepted.peer, escaped(msg % args if args else msg))
+
+    def handle_error(self, kind: Any, value: Any, traceback: Any) -> None:
+        """A time limit that ended inside the application is no error of its own."""
+        if isinstance(value, HeadTimeout):
+            self.close_connection = True
+        else:
+            super().handle_error(kind, value, traceback)
+
+    def _log_error(self, kind: Any, value: Any, traceback: Any) -> None:
+        if not issubclass(kind, gevent.GreenletExit):
+            self.server.counters.count("internal_errors")
+            logger.error("internal error in an HTTP request", exc_info=(kind, value, traceback))
+
+    def _handle_client_error(self, error: Exception) -> tuple[str, bytes]:
+        status = error.status if isinstance(error, HeadError) else HTTPStatus.BAD_REQUEST
+        self.server.counters.count("http_malformed")
+        self.log_error("%s", str(error))
+        line = f"{status.value} {status.phrase}"
+        head = f"HTTP/1.1 {line}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+        return line, head.encode()
