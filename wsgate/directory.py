@@ -132,7 +132,10 @@ class Expiries(Generic[Key]):
 
 
 class Directory:
-    """Flows, registrations and bindings of one worker. `reconnect_grace` is of [sip], in seconds (G2)."""
+    """Flows, registrations and bindings of one worker.
+
+    `reconnect_grace` is of [sip], in seconds (G2); it may be changed on a reload.
+    """
 
     def __init__(
         self,
@@ -141,7 +144,7 @@ class Directory:
         max_registrations: int = MAX_REGISTRATIONS,
         max_bindings: int = MAX_BINDINGS,
     ) -> None:
-        self._reconnect_grace = reconnect_grace
+        self.reconnect_grace = reconnect_grace
         self._max_registrations = max_registrations
         self._max_bindings = max_bindings
         self._live: set[bytes] = set()
@@ -302,7 +305,7 @@ class Directory:
     def ends_at(self, binding: Binding) -> float:
         """When a binding is over: it expires, or its flow has been gone for `reconnect_grace` (G2)."""
         gone_since = self._gone.get(binding.flow) if binding.flow else None
-        return binding.expires_at if gone_since is None else min(binding.expires_at, gone_since + self._reconnect_grace)
+        return binding.expires_at if gone_since is None else min(binding.expires_at, gone_since + self.reconnect_grace)
 
     def _schedule_bindings(self, aor: bytes) -> None:
         bindings = self._bindings.get(aor)

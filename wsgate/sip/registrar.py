@@ -1,18 +1,47 @@
-"""The embedded registrar and location service (RFC 3261 §10, rules G1 to G6), pure."""
+"""The embedded registrar and location service (RFC 3261 §10, RFC 5626 §6; rules G2, G3, G4 and G6). Pure."""
 
 from __future__ import annotations
 
 import dataclasses
-import enum
+import datetime
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
+from wsgate.addr import Hop
+from wsgate.directory import Binding, Directory, Registration, registration_key
+from wsgate.errors import ProtocolError
+from wsgate.metrics import Counters
 from wsgate.settings import TEXT, choice, integer, listed, option
+from wsgate.sip.contacts import (
+    MALFORMED_EXPIRES_SECONDS,
+    BindingChange,
+    ContactRequest,
+    OutOfOrder,
+    check_sequence,
+    contact_value,
+    parse_contact,
+    parse_seconds,
+)
+from wsgate.sip.digest import Digest, DigestAlgorithm
+from wsgate.sip.headers import Uri, parse_name_addr, parse_uri
+from wsgate.sip.message import Message
 
+MAX_CONTACTS_PER_REQUEST = 16
+"""Contact values of one REGISTER, where max_contacts allows no more."""
+MAX_AOR_BYTES = 1024
+"""Length of an AOR that can be registered."""
+MAX_PATH_BYTES = 4096
+"""Length of all Path values together; every binding of the request keeps them."""
+MAX_CALL_ID_BYTES = 512
+"""Length of a Call-ID; the binding keeps it."""
+ANONYMOUS = b"anonymous@anonymous.invalid"
+"""The From of a caller who wants to stay unnamed (RFC 3323 §4.1, G4)."""
 
-class DigestAlgorithm(enum.Enum):
-    """Hash functions of HTTP digest that wsgate speaks (RFC 7616, RFC 8760)."""
+_SUPPORTED = (b"path", b"outbound")
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
-    MD5 = "MD5"
-    SHA256 = "SHA-256"
+HeaderLines = tuple[tuple[bytes, bytes], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,3 +55,343 @@ class RegistrarSettings:
     min_expires: int = option(60, integer(1, 86400))
     max_expires: int = option(3600, integer(1, 2592000))
     max_contacts: int = option(10, integer(1, 1000))
+
+
+class RegistrarAnswer(NamedTuple):
+    """How a REGISTER is answered, which bindings it made or refreshed, and which it took away."""
+
+    status: int
+    reason: str
+    headers: HeaderLines = ()
+    registered: tuple[Binding, ...] = ()
+    removed: tuple[Binding, ...] = ()
+    user: str = ""
+
+
+class Location(NamedTuple):
+    """Where a request for an AOR goes: bindings, best first, or the answer when there are none."""
+
+    bindings: tuple[Binding, ...]
+    status: int = 0
+    reason: str = ""
+
+
+class Judgement(NamedTuple):
+    """Whether a browser may say this From (G4), or the answer it gets."""
+
+    allowed: bool
+    status: int = 0
+    reason: str = ""
+    headers: HeaderLines = ()
+
+
+class _Refused(Exception):
+    """Ends the processing of one request with this answer; nothing was changed."""
+
+    def __init__(self, status: int, reason: str, headers: Iterable[tuple[bytes, bytes]] = (), why: str = "") -> None:
+        super().__init__(reason)
+        warning = ((b"Warning", b'399 wsgate "%b"' % why.encode()),) if why else ()
+        self.answer = RegistrarAnswer(status, reason, (*headers, *warning))
+
+
+class Registrar:
+    """Registers, looks up, and judges From for domains with `target = embedded`.
+
+    `settings` and the users of `digest` may be replaced on a reload. `flow_timer` is of [sip], in seconds (R4).
+    """
+
+    def __init__(
+        self,
+        settings: RegistrarSettings,
+        directory: Directory,
+        digest: Digest,
+        counters: Counters,
+        *,
+        flow_timer: int = 120,
+    ) -> None:
+        self.settings = settings
+        self.flow_timer = flow_timer
+        self._directory = directory
+        self._digest = digest
+        self._counters = counters
+
+    def register(self, message: Message, flow: bytes, source: Hop | None, now: float) -> RegistrarAnswer:
+        """Answer a REGISTER whose Request-URI names a domain served here (RFC 3261 §10.3, in its order; G2).
+
+        `flow` is the browser's flow, or empty for a phone that is reached at `source` (G5). All Contacts take effect
+        or none. The directory is told of bindings and registrations.
+        """
+        try:
+            answer = self._register(message, flow, source, now)
+        except _Refused as refused:
+            answer = refused.answer
+        except OutOfOrder as error:
+            # RFC 3261 §12.2.2 has the status for a CSeq that does not rise.
+            answer = RegistrarAnswer(500, _phrase(error.reason))
+        except ProtocolError as error:
+            answer = RegistrarAnswer(400, _phrase(error.reason))
+        self._counters.count("registrar_accepted" if answer.status == 200 else "registrar_refused")
+        return answer
+
+    def lookup(self, aor: bytes, now: float) -> Location:
+        """The newest live binding of each instance, highest q and newest first (G6).
+
+        Without one: 480 for a user that we know (RFC 3261 §21.4.18), else 404.
+        """
+        known = self._directory.bindings(aor)
+        newest: dict[bytes, Binding] = {}
+        for binding in known:
+            if binding.expires_at <= now or (binding.flow and not self._directory.has_flow(binding.flow)):
+                continue
+            client = b"i" + binding.instance if binding.instance else b"c" + binding.contact
+            if client not in newest or binding.registered_at >= newest[client].registered_at:
+                newest[client] = binding
+        if newest:
+            found = sorted(newest.values(), key=lambda binding: (-binding.q, -binding.registered_at))
+            return Location(tuple(found))
+        if known or self._is_user(aor):
+            return Location((), 480, "Temporarily Unavailable")
+        return Location((), 404, "Not Found")
+
+    def judge_from(self, message: Message, flow: bytes, now: float) -> Judgement:
+        """Whether this flow may send this request without To tag with its From (G4)."""
+        try:
+            aor = message.from_.parsed_uri().address_of_record
+        except ProtocolError as error:
+            return Judgement(False, 400, _phrase(error.reason + " in From"))
+        registered = {own for own in self._directory.aors_of(flow) if self._is_registered(own, flow, now)}
+        if aor in registered or (registered and aor == ANONYMOUS):
+            return Judgement(True)
+        realm = self.settings.realm
+        lines = message.lines(b"proxy-authorization")
+        user, stale = self._digest.verify(lines, message.method, message.uri, realm, now)
+        if user is None:
+            self._counters.count("digest_stale" if stale else "digest_failed" if lines else "digest_challenged")
+            challenge = self._digest.challenge(realm, True, stale, now)
+            return Judgement(False, 407, "Proxy Authentication Required", tuple(challenge))
+        if aor == ANONYMOUS or self._may_call_as(user, aor, message):
+            return Judgement(True)
+        return Judgement(False, 403, "From belongs to another user")
+
+    # REGISTER, step by step (RFC 3261 §10.3)
+
+    def _register(self, message: Message, flow: bytes, source: Hop | None, now: float) -> RegistrarAnswer:
+        _check_require(message)
+        user = self._authenticate(message, now)
+        aor = self._authorize(message, user)
+        requests = self._contact_requests(message)
+        path = _path(message)
+        outbound = any(request.reg_id and request.seconds for request in requests or ())
+        if outbound:
+            _check_first_hop(message, path)
+
+        def make(request: ContactRequest) -> Binding:
+            return _binding(request, message, aor, flow, source, path, now)
+
+        old = tuple(binding for binding in self._directory.bindings(aor) if self._directory.ends_at(binding) > now)
+        change = BindingChange(old, message, make)
+        for request in requests or ():
+            change.apply(request)
+        registered = change.registered
+        if requests is None:
+            for binding in old:
+                check_sequence(message, binding)
+        new = () if requests is None else self._make_room(old, change.bindings, registered)
+        removed = self._commit(aor, old, new, registered, now)
+        headers = self._success_headers(message, new, path if registered else (), outbound, now)
+        return RegistrarAnswer(200, "OK", headers, registered, removed, user)
+
+    def _authenticate(self, message: Message, now: float) -> str:
+        """Step 3."""
+        realm = self.settings.realm
+        lines = message.lines(b"authorization")
+        user, stale = self._digest.verify(lines, message.method, message.uri, realm, now)
+        if user is None:
+            self._counters.count("digest_stale" if stale else "digest_failed" if lines else "digest_challenged")
+            raise _Refused(401, "Unauthorized", self._digest.challenge(realm, False, stale, now))
+        return user
+
+    def _authorize(self, message: Message, user: str) -> bytes:
+        """Steps 4 and 5: the AOR, which belongs to this user and to the domain of the Request-URI."""
+        to = message.to.parsed_uri()
+        if not _owns(user, to):
+            raise _Refused(403, "Forbidden", why="this user may not register this address of record")
+        if to.host != parse_uri(message.uri).host:
+            raise _Refused(404, "Not Found", why="the domain of To is not that of the Request-URI")
+        aor = to.address_of_record
+        if len(aor) > MAX_AOR_BYTES or len(message.call_id) > MAX_CALL_ID_BYTES:
+            raise ProtocolError("To or Call-ID too long")
+        return aor
+
+    def _contact_requests(self, message: Message) -> list[ContactRequest] | None:
+        """Steps 6 and 7: what each Contact asks for; None for `*`, empty for a query."""
+        values = message.values(b"contact")
+        expires = message.header(b"expires")
+        if b"*" in values:
+            if len(values) > 1 or expires is None or parse_seconds(expires) != 0:
+                raise ProtocolError("Contact * must stand alone and with Expires 0")
+            return None
+        if len(values) > max(MAX_CONTACTS_PER_REQUEST, self.settings.max_contacts):
+            raise ProtocolError("too many Contacts in one request")
+        outbound = message.has_token(b"supported", b"outbound")
+        default = self.settings.max_expires if expires is None else parse_seconds(expires)
+        requests = [parse_contact(value, outbound, default) for value in values]
+        for request in requests:
+            if 0 < request.seconds < min(self.settings.min_expires, MALFORMED_EXPIRES_SECONDS):
+                shortest = b"%d" % self.settings.min_expires
+                raise _Refused(423, "Interval Too Brief", [(b"Min-Expires", shortest)])
+        if sum(1 for request in requests if request.reg_id and request.seconds) > 1:
+            raise ProtocolError("more than one Contact with reg-id")
+        return [request._replace(seconds=min(request.seconds, self.settings.max_expires)) for request in requests]
+
+    def _make_room(
+        self, old: Sequence[Binding], new: tuple[Binding, ...], registered: Sequence[Binding]
+    ) -> tuple[Binding, ...]:
+        """Keep to max_contacts: bindings of closed flows go first, oldest first (G2)."""
+        excess = len(new) - self.settings.max_contacts
+        if excess <= 0 or len(new) <= len(old):
+            return new
+        fresh = {id(binding) for binding in registered}
+        dead = [
+            binding
+            for binding in new
+            if binding.flow and not self._directory.has_flow(binding.flow) and id(binding) not in fresh
+        ]
+        if len(dead) < excess:
+            raise _Refused(403, "Too Many Contacts", why=f"max_contacts is {self.settings.max_contacts}")
+        dead.sort(key=lambda binding: binding.registered_at)
+        leaving = {id(binding) for binding in dead[:excess]}
+        return tuple(binding for binding in new if id(binding) not in leaving)
+
+    def _commit(
+        self,
+        aor: bytes,
+        old: Sequence[Binding],
+        new: Sequence[Binding],
+        registered: Sequence[Binding],
+        now: float,
+    ) -> tuple[Binding, ...]:
+        """Tell the directory; returns the bindings that are no more."""
+        directory = self._directory
+        if not directory.replace_bindings(aor, new, now):
+            self._counters.count("registrar_full")
+            raise _Refused(503, "Service Unavailable", [(b"Retry-After", b"60")], "the location table is full")
+        kept = {_key(binding) for binding in new}
+        removed = tuple(binding for binding in old if _key(binding) not in kept)
+        for binding in removed:
+            directory.forget(aor, binding.instance, binding.reg_id, binding.contact)
+        for binding in registered:
+            if binding.flow:
+                registration = Registration(
+                    aor, binding.instance, binding.reg_id, binding.contact, binding.flow, binding.expires_at
+                )
+                if not directory.remember(registration, now):
+                    self._counters.count("directory_full")
+        return removed
+
+    def _success_headers(
+        self, message: Message, bindings: Sequence[Binding], path: tuple[bytes, ...], outbound: bool, now: float
+    ) -> HeaderLines:
+        """Step 8: every binding with its expiry; the client's own Contact as it wrote it (C6)."""
+        lines = [(b"Contact", contact_value(binding, now)) for binding in bindings]
+        if path and message.has_token(b"supported", b"path"):
+            lines += [(b"Path", value) for value in path]
+        if outbound:
+            lines += [(b"Require", b"outbound"), (b"Flow-Timer", b"%d" % self.flow_timer)]
+        lines.append((b"Supported", b", ".join(_SUPPORTED)))
+        lines.append((b"Date", _date(now + self._digest.wall_offset)))
+        return tuple(lines)
+
+    # Who is who
+
+    def _is_user(self, aor: bytes) -> bool:
+        user = aor.rpartition(b"@")[0].decode("utf-8", "replace")
+        realm = self.settings.realm
+        return (user, realm) in self._digest.users or (aor.decode("utf-8", "replace"), realm) in self._digest.users
+
+    def _is_registered(self, aor: bytes, flow: bytes, now: float) -> bool:
+        return any(found.flow == flow and found.expires_at > now for found in self._directory.bindings(aor))
+
+    def _may_call_as(self, user: str, aor: bytes, message: Message) -> bool:
+        try:
+            own = _owns(user, message.from_.parsed_uri())
+            return own and aor.rpartition(b"@")[2].decode() == parse_uri(message.uri).host
+        except ProtocolError:
+            return False
+
+
+def _key(binding: Binding) -> tuple[bytes, bytes, int]:
+    return registration_key(binding.aor, binding.instance, binding.reg_id, binding.contact)
+
+
+def _binding(
+    request: ContactRequest,
+    message: Message,
+    aor: bytes,
+    flow: bytes,
+    source: Hop | None,
+    path: tuple[bytes, ...],
+    now: float,
+) -> Binding:
+    return Binding(
+        aor=aor,
+        contact=request.name.uri,
+        parameters=request.parameters,
+        instance=request.instance,
+        reg_id=request.reg_id,
+        path=path,
+        flow=flow,
+        source=source,
+        call_id=message.call_id,
+        cseq=message.cseq[0],
+        expires_at=now + request.seconds,
+        registered_at=now,
+        display=request.name.display,
+        q=request.q,
+    )
+
+
+def _check_require(message: Message) -> None:
+    """Step 2 (RFC 3261 §8.2.2.3): 420 names what we do not know."""
+    unknown = [token for token in message.values(b"require") if token.lower() not in _SUPPORTED]
+    if unknown:
+        raise _Refused(420, "Bad Extension", [(b"Unsupported", b", ".join(unknown))])
+
+
+def _path(message: Message) -> tuple[bytes, ...]:
+    """The Path values (RFC 3327 §5.3); 421 where the client does not know Path."""
+    values = tuple(message.values(b"path"))
+    if not values:
+        return ()
+    if not message.has_token(b"supported", b"path"):
+        raise _Refused(421, "Extension Required", [(b"Require", b"path")])
+    if sum(map(len, values)) > MAX_PATH_BYTES:
+        raise ProtocolError("Path too long")
+    for value in values:
+        parse_name_addr(value).parsed_uri()
+    return values
+
+
+def _check_first_hop(message: Message, path: tuple[bytes, ...]) -> None:
+    """439 where a proxy that knows no outbound stands before us (RFC 5626 §6); a single Via means that we are first."""
+    if len(message.values(b"via")) <= 1:
+        return
+    if not path or b"ob" not in parse_name_addr(path[-1]).parsed_uri().parameters:
+        raise _Refused(439, "First Hop Lacks Outbound Support")
+
+
+def _owns(user: str, uri: Uri) -> bool:
+    """A user owns the AOR of the same name; the user name may also be the whole AOR."""
+    aor = uri.address_of_record
+    return user.encode() in (aor.rpartition(b"@")[0], aor)
+
+
+def _date(wall: float) -> bytes:
+    """RFC 3261 §20.17: always GMT, English whatever the locale."""
+    at = datetime.datetime.fromtimestamp(wall, datetime.timezone.utc)
+    day, month = _DAYS[at.weekday()], _MONTHS[at.month - 1]
+    return f"{day}, {at.day:02d} {month} {at.year} {at:%H:%M:%S} GMT".encode()
+
+
+def _phrase(reason: str) -> str:
+    return reason[:1].upper() + reason[1:]
