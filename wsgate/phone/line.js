@@ -76,10 +76,11 @@ export class Line {
     return this.#call?.peerConnection ?? null;
   }
 
-  /** Whether a call to `target` (a number, a user, user@domain, a SIP address) can be placed at all. */
+  /** Whether a call to `target` (a number, a user, user@domain, a SIP address) can be placed at all; not sips:, which JsSIP lacks. */
   canCall(target) {
-    const uri = this.#ua.normalizeTarget(target);
-    return Boolean(uri && /^sip$/i.test(uri.scheme) && uri.user);
+    const number = /^(tel:)?\+?[\d*#][\d*#\s().-]*$/i.test(target);
+    const address = /^(sip:)?[^\s@:<>"]+(@[^\s@<>"]+)?$/i.test(target);
+    return (number || address) && this.#ua.normalizeTarget(target) !== undefined;
   }
 
   dial(target, stream) {

@@ -3,7 +3,7 @@
 export const messages = {
   "no-jssip": {
     text: "JsSIP, the SIP library of this page, is not installed on the server.",
-    hint: "In the checkout of wsgate run: npm install. Or put a browser build of JsSIP (it must define window.JsSIP) beside index.html in wsgate/phone/ under the name jssip.js. Then load this page again.",
+    hint: "In the checkout of wsgate run: npm install. Or put a browser build of JsSIP (it must define window.JsSIP) beside index.html in wsgate/phone/ under the name jssip.js. Then restart wsgate and load this page again.",
   },
   "no-webrtc": { text: "This browser has no WebRTC, so it cannot make calls.", hint: "A current Firefox, Chrome, Edge or Safari has it." },
   "insecure-page": {

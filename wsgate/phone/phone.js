@@ -239,7 +239,8 @@ function playRemote() {
 }
 
 function focusTarget() {
-  if (!$("line").hidden) $("target").focus();
+  // Not on a touch screen, where it would open the keyboard over the keypad.
+  if (!$("line").hidden && matchMedia("(pointer: fine)").matches) $("target").focus();
 }
 
 const handlers = {

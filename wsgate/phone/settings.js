@@ -9,12 +9,11 @@ const ownAddress = (path) => `${location.protocol === "https:" ? "wss" : "ws"}:/
 
 /** RTCIceServers from the form, else from the daemon, which may share the SIP account with its TURN server. */
 export function iceServers(server, user, password) {
-  const urls = $("turn").value.split(",").map((url) => url.trim()).filter(Boolean);
-  if (urls.length) {
-    return [{ urls, username: $("turn-user").value || user, credential: $("turn-password").value || password }];
-  }
-  if (server.turn?.same_credentials) return [{ urls: server.turn.urls, username: user, credential: password }];
-  return [];
+  const own = $("turn").value.split(",").map((url) => url.trim()).filter(Boolean);
+  const credentials = [$("turn-user").value.trim(), $("turn-password").value];
+  if (own.length === 0 && !server.turn) return [];
+  if (own.length === 0 && !server.turn.same_credentials && !credentials[0]) return [];
+  return [{ urls: own.length ? own : server.turn.urls, username: credentials[0] || user, credential: credentials[1] || password }];
 }
 
 /** The WebSocket address to use; throws a TypeError whose message is a code of messages.js. */
