@@ -7,8 +7,8 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_digest import Bytes, authorization, nonce_of
 
+from tests.test_digest import Bytes, authorization, nonce_of
 from wsgate.addr import Address, Hop, Transport
 from wsgate.credentials import Users, hashes_of
 from wsgate.directory import Directory
