@@ -11,7 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
 
 from wsgate.addr import Address, Hop, Transport, in_networks
-from wsgate.directory import Binding, Directory
+from wsgate.directory import Directory, Registration
 from wsgate.errors import ProtocolError
 from wsgate.log import escaped, logger
 from wsgate.metrics import Counters
@@ -183,6 +183,10 @@ class Edge:
         self._counters.count("sip_dialogs_forgotten", self._dialogs.handle_timer(now))
         self._directory.handle_timer(now)
         return self._run(effects, now)
+
+    def registered(self, connection: bytes) -> list[Registration]:
+        """What is registered through a flow."""
+        return self._directory.registrations_of(connection)
 
     def counts(self) -> dict[str, int]:
         """Sizes of the tables, for the status."""
@@ -435,29 +439,24 @@ class Edge:
         """Rules G1, G4, G6: whose call, where to, one branch for each instance."""
         if arrival.flow is not None:
             judged = registrar.judge_from(message, arrival.flow.id, now)
-            if judged is not None:
+            if not judged.allowed:
                 return Answer(judged.status, judged.reason, tuple(judged.headers))
         if _is_secure_only(message):
             return Answer(416, "Unsupported URI Scheme", (warning("sips: towards a browser"),))
-        aor = parse_uri(message.uri).address_of_record
-        found = registrar.lookup(aor, now)
-        if isinstance(found, Answer) or not found:
-            return self._not_found(aor)
-        branches = [self._binding_branch(binding, decision.drop_routes) for binding in found]
-        branches = [branch for branch in branches if branch is not None]
+        found = registrar.lookup(parse_uri(message.uri).address_of_record, now)
+        branches = []
+        for binding in found.bindings:
+            flow = self._flows.get(binding.flow)
+            if flow is not None:
+                branches.append(Branch(flow=flow, drop_routes=decision.drop_routes, uri=binding.contact))
+        if not branches and found.status == 404:
+            return Answer(404, "Not Found", (warning("there is no such user"),))
+        if not branches:
+            return Answer(480, "Temporarily Unavailable", (warning("no open flow leads to this user"),))
         breadth = message.header(b"max-breadth") or b""
         if len(branches) > (int(breadth) if breadth.isdigit() and len(breadth) < 6 else MAX_BREADTH):
             return Answer(440, "Max-Breadth Exceeded")
-        return [branch for branch in branches if branch is not None] or self._not_found(aor)
-
-    def _binding_branch(self, binding: Binding, drop_routes: int) -> Branch | None:
-        flow = self._flows.get(binding.flow)
-        return Branch(flow=flow, drop_routes=drop_routes, uri=binding.contact) if flow is not None else None
-
-    def _not_found(self, aor: bytes) -> Answer:
-        if self._directory.bindings(aor):
-            return Answer(480, "Temporarily Unavailable", (warning("registered, but no flow to it is open"),))
-        return Answer(404, "Not Found", (warning("nobody is registered as this"),))
+        return branches
 
     def _retain(self, retain: Retain, now: float) -> None:
         """Rule R4: what a backend's registrar has confirmed is remembered with the flow."""

@@ -1,0 +1,352 @@
+"""A whole gateway: every machine built from the configuration and put on the sockets that the supervisor opened."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import time
+from collections.abc import Callable, Mapping
+
+import gevent
+import psutil
+
+from wsgate import keys, web
+from wsgate.addr import Address, canonical_host
+from wsgate.config import Configuration
+from wsgate.credentials import CredentialsError, Users, parse_users
+from wsgate.directory import Directory
+from wsgate.errors import ConfigurationError, StartError
+from wsgate.guard import Guard
+from wsgate.handover import Endpoint, Files
+from wsgate.keys import Key
+from wsgate.log import logger
+from wsgate.media import Media
+from wsgate.metrics import Counters
+from wsgate.net.backend import BackendSockets
+from wsgate.net.clock import now
+from wsgate.net.listener import Listener
+from wsgate.net.resolver import Resolver
+from wsgate.net.tls import ServerContext
+from wsgate.settings import Switch
+from wsgate.signalling import ResolvedBackends, Signalling
+from wsgate.sip.digest import Digest
+from wsgate.sip.edge import Edge
+from wsgate.sip.flow import FlowTable, FlowTokens
+from wsgate.sip.names import Names
+from wsgate.sip.registrar import Registrar
+from wsgate.sip.targets import BackendSettings
+from wsgate.sip.transaction import TransactionSettings
+
+MEMORY_CHECK_SECONDS = 1.0
+"""How often memory is compared with memory_high, and the addresses that TURN refuses with those of the backends."""
+
+CLOSE_SECONDS = 3.0
+"""How long browsers have to answer the close frame at the end."""
+
+WILDCARDS = ("0.0.0.0", "::")
+
+
+class Gateway:
+    """One worker's gateway. `endpoints` are the open sockets, `files` what the options name. Raises WsgateError."""
+
+    def __init__(self, configuration: Configuration, endpoints: Mapping[Endpoint, socket.socket], files: Files) -> None:
+        self._configuration = configuration
+        self._endpoints = endpoints
+        self._process = psutil.Process()
+        self._started = time.time()
+        self._hosts = own_hosts()
+        self._counters = Counters()
+        self._guard = Guard(configuration.limits)
+        self._secrets: tuple[Key, ...] = _secrets(configuration, files)
+        self._names = self._own_names(configuration)
+        self._backend_settings: dict[str, BackendSettings] = dict(configuration.backends)
+        self._directory = Directory(configuration.sip.reconnect_grace)
+        self._digest = self._new_digest(configuration, files)
+        self._resolver = Resolver(
+            configuration.dns, self._counters, own=self._own_addresses(), random_float=random.random
+        )
+        self._edge = self._new_edge(configuration)
+        self._signalling = Signalling(self._edge, self._resolver, self._counters)
+        self._backends = self._new_backend_sockets()
+        self._signalling.backends = self._backends
+        self._web = web.WebApplication(configuration, web.phone_files(), self.status, self._counters, self._turn_port)
+        self._contexts: dict[str, ServerContext] = {}
+        self._listeners = [self._new_listener(name, files) for name in configuration.listeners]
+        self._media = self._new_media(configuration, files)
+        self._housekeeper: gevent.Greenlet | None = None
+
+    def start(self) -> None:
+        """Begin to serve. Raises StartError."""
+        for notice in self._configuration.notices:
+            logger.warning("%s", notice)
+        self._resolver.serve(self._backend_settings)
+        self._backends.start()
+        if self._media is not None:
+            try:
+                self._media.start()
+            except OSError as error:
+                raise StartError(f"[turn]: cannot start: {error.strerror}") from None
+        for listener in self._listeners:
+            listener.start()
+        self._housekeeper = gevent.spawn(self._keep_house)
+
+    def stop(self, reason_code: int) -> None:
+        """Drain: no new calls, wait for those that are up, close every WebSocket with `reason_code`, free all."""
+        self._edge.draining = True
+        self._wait_for(lambda: not self._edge.counts()["dialogs"], self._configuration.process.drain_timeout)
+        self._guard.draining = True
+        for listener in self._listeners:
+            listener.stop_accepting()
+            listener.close(reason_code, "going away")
+        self._wait_for(lambda: not len(self._signalling), CLOSE_SECONDS)
+        for listener in self._listeners:
+            listener.stop()
+        if self._housekeeper is not None:
+            self._housekeeper.kill()
+        if self._media is not None:
+            self._media.stop()
+        self._backends.stop()
+        self._resolver.close()
+        self._signalling.stop()
+
+    def reload(self, configuration: Configuration, files: Files) -> None:
+        """Take certificates, users, secrets, backends and the settings of the web pages anew, keep all connections.
+
+        What shapes sockets and tables ([sip], [limits], [websocket] path) counts from the next start. Raises
+        WsgateError and then keeps what was.
+        """
+        users = _users(configuration, files)
+        for listener in self._listeners:
+            settings = configuration.listeners.get(listener.name)
+            context = self._contexts.get(listener.name)
+            if settings is None:
+                continue
+            if context is not None and settings.certificate:
+                context.reload(files.path(settings.certificate), _optional(files, settings.private_key))
+            listener.reload(settings, configuration.websocket)
+        if self._media is not None and configuration.turn is not None:
+            self._media.reload(configuration.turn, files)
+        self._digest.users = users
+        self._backend_settings.clear()
+        self._backend_settings.update(configuration.backends)
+        self._resolver.serve(self._backend_settings)
+        self._web.configuration = configuration
+        self._configuration = configuration
+
+    def status(self) -> dict[str, object]:
+        """What /status and /metrics show of this worker."""
+        counts = self._edge.counts()
+        return {
+            "connections": self._guard.connections,
+            "flows": self._signalling.flows(),
+            "registrations": counts["registrations"],
+            "bindings": counts["bindings"],
+            "transactions": counts["transactions"],
+            "dialogs": counts["dialogs"],
+            "backends": {domain: self._backend_status(domain) for domain in self._backend_settings},
+            "allocations": self._media.server.allocations if self._media is not None else 0,
+            "memory_bytes": self._process.memory_info().rss,
+            "descriptors": self._process.num_fds(),
+            "uptime_seconds": round(time.time() - self._started, 1),
+            "counters": dict(self._counters.values),
+        }
+
+    # Parts
+
+    def _new_edge(self, configuration: Configuration) -> Edge:
+        registrar = None
+        if configuration.embedded_domains:
+            registrar = Registrar(
+                configuration.registrar,
+                self._directory,
+                self._digest,
+                self._counters,
+                flow_timer=configuration.sip.flow_timer,
+            )
+        tokens = FlowTokens(self._secrets)
+        return Edge(
+            configuration.sip,
+            self._backend_settings,
+            transactions=TransactionSettings(transactions=configuration.limits.transactions),
+            dialogs_limit=configuration.limits.dialogs,
+            names=self._names,
+            flows=FlowTable(tokens, os.urandom),
+            backends=ResolvedBackends(self._resolver),
+            directory=self._directory,
+            registrar=registrar,
+            random_bytes=os.urandom,
+            counters=self._counters,
+        )
+
+    def _new_digest(self, configuration: Configuration, files: Files) -> Digest:
+        return Digest(
+            _users(configuration, files),
+            configuration.registrar.digest_algorithms,
+            self._secrets[0].secret,
+            os.urandom,
+            time.time() - now(),
+        )
+
+    def _new_backend_sockets(self) -> BackendSockets:
+        return BackendSockets(
+            self._sockets("sip-udp"),
+            self._sockets("sip-tcp"),
+            self._resolver,
+            self._signalling,
+            self._counters,
+        )
+
+    def _new_listener(self, name: str, files: Files) -> Listener:
+        settings = self._configuration.listeners[name]
+        context = None
+        if settings.tls is not Switch.OFF:
+            context = ServerContext(files.path(settings.certificate), _optional(files, settings.private_key))
+            self._contexts[name] = context
+        return Listener(
+            name,
+            settings,
+            self._configuration.websocket,
+            self._sockets("listener", name),
+            context,
+            self._guard,
+            self._signalling,
+            self._web,
+            self._counters,
+        )
+
+    def _new_media(self, configuration: Configuration, files: Files) -> Media | None:
+        if configuration.turn is None:
+            return None
+        media = Media(
+            configuration.turn,
+            files,
+            self._sockets("turn-udp"),
+            own_hosts=self._hosts,
+            nonce_keys=[key.secret for key in self._secrets],
+            counters=self._counters,
+        )
+        media.forbid(self._refused_peers())
+        return media
+
+    def _sockets(self, kind: str, name: str = "") -> list[socket.socket]:
+        return [
+            sock for endpoint, sock in self._endpoints.items() if endpoint.kind == kind and name in ("", endpoint.name)
+        ]
+
+    # Addresses
+
+    def _own_addresses(self, *kinds: str) -> set[Address]:
+        """Every address and port that this gateway listens on, wildcards written out."""
+        found = set()
+        for endpoint, sock in self._endpoints.items():
+            if kinds and endpoint.kind not in kinds:
+                continue
+            host, port = sock.getsockname()[:2]
+            hosts = [host] if host not in WILDCARDS else [own for own in self._hosts if (":" in own) == (host == "::")]
+            found |= {Address(canonical_host(own), port) for own in hosts}
+        return found
+
+    def _own_names(self, configuration: Configuration) -> Names:
+        settings = configuration.sip
+        bound = [sock.getsockname()[:2] for sock in self._sockets("sip-udp")]
+        advertise = []
+        for host, port in bound:
+            named = [own for own in settings.advertise or () if (":" in own) == (":" in host)]
+            choice = named or ([host] if host not in WILDCARDS else self._hosts)
+            family = [own for own in choice if (":" in own) == (":" in host)]
+            advertise += [Address(own, port) for own in family[:1]]
+        if not advertise:
+            advertise = [Address(host, 5060) for host in self._hosts[:1]]
+        public = settings.public or self._auto_public(configuration, advertise[0].host)
+        if settings.advertise is None:
+            logger.info("[sip] advertise is %s", ", ".join(map(str, advertise)))
+        if settings.public is None:
+            logger.info("[sip] public is %s", public)
+        return Names(advertise=advertise, public=public, aliases=settings.aliases, listeners=self._own_addresses())
+
+    def _auto_public(self, configuration: Configuration, host: str) -> Address:
+        """The first listener with TLS, else the first of all, by a name of its own where it is bound to one."""
+        names = sorted(configuration.listeners, key=lambda name: configuration.listeners[name].tls is Switch.OFF)
+        for name in names:
+            for sock in self._sockets("listener", name):
+                bound, port = sock.getsockname()[:2]
+                return Address(host if bound in WILDCARDS else canonical_host(bound), port)
+        return Address(host, 443)
+
+    def _refused_peers(self) -> set[Address]:
+        """Rule P5: our own listeners and the SIP transport addresses of every backend."""
+        return self._own_addresses() | {address for _, address in self._resolver.known_addresses().hops}
+
+    def _turn_port(self) -> int | None:
+        return self._media.port if self._media is not None else None
+
+    def _backend_status(self, domain: str) -> dict[str, object]:
+        if domain in self._configuration.embedded_domains:
+            return {"target": "embedded"}
+        found = self._resolver.cached(domain)
+        targets = found.targets if found is not None else ()
+        return {
+            "target": self._backend_settings[domain].target,
+            "addresses": [f"{target.transport.value} {target.address}" for target in targets],
+            "problem": found.problem if found is not None else "not resolved yet",
+        }
+
+    # Time
+
+    def _keep_house(self) -> None:
+        """Compare memory with its limit, and tell TURN where the backends are now."""
+        while True:
+            self._guard.memory_used = psutil.virtual_memory().percent / 100
+            if self._media is not None:
+                self._media.forbid(self._refused_peers())
+            gevent.sleep(MEMORY_CHECK_SECONDS)
+
+    def _wait_for(self, done: Callable[[], bool], seconds: float) -> None:
+        deadline = now() + seconds
+        while not done() and now() < deadline:
+            gevent.sleep(0.02)
+
+
+def own_hosts() -> list[str]:
+    """The IP addresses of this machine, that of the default route first, loopback and link-local last."""
+    hosts = []
+    for family, probe in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            try:
+                sock.connect((probe, 9))  # a datagram socket sends nothing by this
+            except OSError:
+                continue
+            hosts.append(sock.getsockname()[0])
+    for addresses in psutil.net_if_addrs().values():
+        hosts += [
+            canonical_host(entry.address.partition("%")[0])
+            for entry in addresses
+            if entry.family in (socket.AF_INET, socket.AF_INET6)
+        ]
+    unique = list(dict.fromkeys(hosts))
+    return sorted(unique, key=lambda host: host.startswith(("127.", "::1", "fe80:")))
+
+
+def _secrets(configuration: Configuration, files: Files) -> tuple[keys.Key, ...]:
+    name = configuration.process.key_file
+    try:
+        with open(files.path(name), encoding="ascii") as file:
+            return keys.parse(file.read())
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"cannot use {name}: {error}", section="wsgate", option="key_file") from None
+
+
+def _users(configuration: Configuration, files: Files) -> Users:
+    if not configuration.embedded_domains:
+        return Users()
+    name = configuration.registrar.users
+    try:
+        with open(files.path(name), encoding="utf-8") as file:
+            return parse_users(file.read())
+    except (OSError, ValueError, CredentialsError) as error:
+        raise ConfigurationError(f"cannot use {name}: {error}", section="registrar", option="users") from None
+
+
+def _optional(files: Files, name: str) -> str:
+    return files.path(name) if name else ""

@@ -1,0 +1,146 @@
+"""Drives the SIP edge: WebSocket streams and backend sockets in, effects applied without blocking, one timer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import gevent
+
+from wsgate.addr import Address, Hop, split_host_port
+from wsgate.log import logger
+from wsgate.metrics import Counters
+from wsgate.net.backend import BackendSockets
+from wsgate.net.clock import LoopTimer, now
+from wsgate.net.resolver import Resolver
+from wsgate.net.stream import Upgrade, WebSocketStream
+from wsgate.sip.edge import Edge, Effect
+from wsgate.sip.flow import Flow
+from wsgate.sip.forwarding import Resolve
+from wsgate.sip.targets import Target
+from wsgate.sip.transaction import Send
+
+
+class ResolvedBackends:
+    """What the resolver knows, as the proxy asks it: read at any time, never blocking (rules D1, N5, N6)."""
+
+    def __init__(self, resolver: Resolver) -> None:
+        self._resolver = resolver
+
+    def targets(self, backend: str, now: float) -> Sequence[Target] | None:
+        """Best first; None while nothing is known."""
+        found = self._resolver.cached(backend)
+        return found.targets if found is not None and found.targets else None
+
+    def named(self, backend: str) -> Mapping[str, Sequence[Target]]:
+        """The names met in the resolution."""
+        found = self._resolver.cached(backend)
+        return found.named if found is not None else {}
+
+    def backend_of(self, host: str) -> str | None:
+        """The backend with this IP address."""
+        return next(iter(self._resolver.domains_at(host)), None)
+
+
+class Signalling:
+    """The FlowHandler of the listeners and the receiver of the backend sockets. Nothing here blocks."""
+
+    def __init__(self, edge: Edge, resolver: Resolver, counters: Counters) -> None:
+        self._edge = edge
+        self._resolver = resolver
+        self._counters = counters
+        self._streams: dict[bytes, WebSocketStream] = {}
+        self._timer = LoopTimer(self._due)
+        self.backends: BackendSockets | None = None
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    # Browsers
+
+    def opened(self, stream: WebSocketStream, upgrade: Upgrade) -> None:
+        """A browser's WebSocket is open."""
+        flow = self._edge.flow_opened(upgrade.remote, upgrade.secure, _host(upgrade))
+        stream.flow = flow
+        self._streams[flow.id] = stream
+
+    def message(self, stream: WebSocketStream, data: bytes) -> None:
+        """One message of a browser."""
+        self.apply(self._edge.from_browser(stream.flow.id, data, now()))
+
+    def refused(self, stream: WebSocketStream, data: bytes) -> None:
+        """One message over the rate."""
+        self.apply(self._edge.refused(stream.flow.id, data))
+
+    def closed(self, stream: WebSocketStream) -> None:
+        """The stream is gone."""
+        flow = stream.flow
+        if flow is not None and self._streams.pop(flow.id, None) is not None:
+            self.apply(self._edge.flow_closed(flow.id, now()))
+
+    # Backends
+
+    def received(self, hop: Hop, data: bytes, local: Address) -> None:
+        """One message from the backend side."""
+        self.apply(self._edge.from_backend(hop, data, now()))
+
+    def connected(self, hop: Hop, local: Address) -> None:
+        """A connection to a WS backend stands."""
+        self.apply(self._edge.connected(hop, local, now()))
+
+    def failed(self, hop: Hop, reason: str) -> None:
+        """A hop cannot be reached."""
+        logger.info("backend side %s %s: %s", hop.transport.value, hop.address, reason)
+        self.apply(self._edge.failed(hop, reason, now()))
+
+    # Effects and time
+
+    def apply(self, effects: Iterable[Effect]) -> None:
+        """Do what the edge decided, in order."""
+        for effect in effects:
+            if isinstance(effect, Send):
+                self._send(effect)
+            elif isinstance(effect, Resolve):
+                gevent.spawn(self._resolve, effect.backend)
+            elif self.backends is not None:
+                self.backends.connect(effect.hop)
+        self._timer.arm(self._edge.next_timer())
+
+    def stop(self) -> None:
+        """No more timers."""
+        self._timer.stop()
+
+    def flows(self) -> list[dict[str, Any]]:
+        """For /status: every browser connection."""
+        return [self._flow_status(stream.flow) for stream in self._streams.values()]
+
+    def _flow_status(self, flow: Flow) -> dict[str, Any]:
+        aors = sorted({registration.aor.decode("utf-8", "replace") for registration in self._edge.registered(flow.id)})
+        transport = flow.hop.transport.value
+        return {"remote": str(flow.remote), "transport": transport, "outbound": flow.outbound, "aors": aors}
+
+    def _send(self, effect: Send) -> None:
+        stream = self._streams.get(effect.hop.connection) if effect.hop.connection else None
+        if stream is not None:
+            if not stream.send(effect.data):
+                self._counters.count("sip_sends_to_closed_flows")
+        elif self.backends is not None:
+            self.backends.send(effect.hop, effect.data)
+
+    def _resolve(self, backend: str) -> None:
+        found = self._resolver.resolve(backend)
+        if not found.targets:
+            logger.warning("backend %s: no target: %s", backend, found.problem)
+        self.apply(self._edge.resolved(backend, now()))
+
+    def _due(self) -> None:
+        # Runs in the hub; what it applies does not block.
+        self.apply(self._edge.handle_timer(now()))
+
+
+def _host(upgrade: Upgrade) -> Address:
+    """The Host of the upgrade with the default port of its scheme; an odd one names nobody."""
+    try:
+        return split_host_port(upgrade.host, 443 if upgrade.secure else 80)
+    except ValueError:
+        return Address("", 0)
