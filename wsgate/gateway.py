@@ -78,8 +78,6 @@ class Gateway:
 
     def start(self) -> None:
         """Begin to serve. Raises StartError."""
-        for notice in self._configuration.notices:
-            logger.warning("%s", notice)
         self._resolver.serve(self._backend_settings)
         self._backends.start()
         if self._media is not None:
@@ -106,7 +104,7 @@ class Gateway:
             self._housekeeper.kill()
         if self._media is not None:
             self._media.stop()
-        self._backends.stop()
+        self._backends.close()
         self._resolver.close()
         self._signalling.stop()
 
@@ -131,6 +129,7 @@ class Gateway:
         self._backend_settings.clear()
         self._backend_settings.update(configuration.backends)
         self._resolver.serve(self._backend_settings)
+        self._backends.reload()
         self._web.configuration = configuration
         self._configuration = configuration
 
@@ -192,9 +191,13 @@ class Gateway:
         return BackendSockets(
             self._sockets("sip-udp"),
             self._sockets("sip-tcp"),
-            self._resolver,
-            self._signalling,
+            self._signalling.received,
+            self._signalling.connected,
+            self._signalling.failed,
+            self._resolver.backend_at,
+            self._edge.is_trusted,
             self._counters,
+            self._configuration.websocket,
         )
 
     def _new_listener(self, name: str, files: Files) -> Listener:

@@ -1,0 +1,279 @@
+"""The ini file: every option accepted and typed, every mistake named with file, section, option and what is allowed."""
+
+import configparser
+import dataclasses
+import enum
+import ipaddress
+from pathlib import Path
+
+import pytest
+
+from wsgate.addr import Address, Transport
+from wsgate.config import SECTIONS, SELF_SIGNED_CERTIFICATE, Configuration, load, parse
+from wsgate.errors import ConfigurationError
+from wsgate.handover import Endpoint, Files
+from wsgate.settings import Switch
+
+SHIPPED = Path(__file__).parent.parent / "conf" / "wsgate.ini"
+DEMO = SHIPPED.with_name("demo.ini")
+LISTENER = "[listener web]\nbind = 127.0.0.1:0\ntls = off\n"
+
+
+def read(text: str) -> Configuration:
+    return parse(LISTENER + text, "/etc/wsgate/wsgate.ini")
+
+
+def refused(text: str, base: str = LISTENER) -> ConfigurationError:
+    with pytest.raises(ConfigurationError) as caught:
+        parse(base + text, "/etc/wsgate/wsgate.ini")
+    assert caught.value.file == "/etc/wsgate/wsgate.ini"
+    assert str(caught.value).startswith("/etc/wsgate/wsgate.ini")
+    return caught.value
+
+
+def shipped_options() -> list[tuple[str, str]]:
+    parser = configparser.ConfigParser(interpolation=None, inline_comment_prefixes=(";",))
+    parser.read(SHIPPED, encoding="utf-8")
+    return [(title, option) for title in parser.sections() for option in parser.options(title)]
+
+
+def test_the_shipped_file_is_good_and_says_nothing_that_startles():
+    configuration = load(SHIPPED)
+    assert configuration.path == str(SHIPPED)
+    assert configuration.directory == SHIPPED.parent
+    assert list(configuration.listeners) == ["public", "apache"]
+    assert configuration.listeners["apache"].trusted_proxies == tuple(
+        map(ipaddress.ip_network, ("127.0.0.1/32", "::1/128"))
+    )
+    assert configuration.backends["example.com"].transports == tuple(Transport)
+    assert configuration.self_signed
+    assert [notice for notice in configuration.notices if "no effect" in notice] == []
+
+
+def test_the_shipped_file_holds_every_option_of_every_section():
+    shipped = {(title.split()[0], option) for title, option in shipped_options()}
+    known = {(kind, field.name) for kind, entry in SECTIONS.items() for field in dataclasses.fields(entry.settings)}
+    assert shipped == known
+
+
+def test_the_shipped_values_are_the_defaults():
+    parser = configparser.ConfigParser(interpolation=None, inline_comment_prefixes=(";",))
+    parser.read(SHIPPED, encoding="utf-8")
+    examples = {"bind", "tls", "target", "trusted_proxies", "tls_at_relay"}
+    for title in parser.sections():
+        fields = {field.name: field for field in dataclasses.fields(SECTIONS[title.split()[0]].settings)}
+        for option, text in parser.items(title):
+            if option not in examples or title not in ("listener public", "listener apache", "backend example.com"):
+                assert fields[option].metadata["parse"](text) == fields[option].default, (title, option)
+
+
+@pytest.mark.parametrize(("title", "option"), shipped_options())
+def test_every_option_is_typed_and_says_what_is_allowed(title: str, option: str):
+    field = next(f for f in dataclasses.fields(SECTIONS[title.partition(" ")[0]].settings) if f.name == option)
+    assert field.metadata["allowed"]
+    assert isinstance(field.default, (str, int, float, bool, tuple, Switch, enum.Enum, Address, type(None)))
+
+
+def test_the_demo_is_good():
+    configuration = load(DEMO)
+    assert configuration.embedded_domains == ("example.com",)
+    assert configuration.turn is not None
+    assert configuration.turn.users == configuration.registrar.users
+    assert configuration.notices == ()
+
+
+def test_values_have_their_types():
+    configuration = read(
+        "[wsgate]\nlog_level = DEBUG\nuser =\n[websocket]\norigins = https://a.test, https://b.test\n"
+        "[sip]\nbind = 192.0.2.1:5062, [2001:db8::1]:5062\npublic = gate.test:443\n[limits]\nmemory_high = 75%\n"
+        "[backend Example.COM.]\ntarget = sip:pbx.example.com\ntransports = ws, udp\n"
+        "[turn]\nrelay_ports = 50000-50100\n"
+    )
+    assert configuration.process.user == ""
+    assert configuration.process.log_level.value == "debug"
+    assert configuration.websocket.origins == ("https://a.test", "https://b.test")
+    assert configuration.sip.bind == (Address("192.0.2.1", 5062), Address("2001:db8::1", 5062))
+    assert configuration.sip.public == Address("gate.test", 443)
+    assert configuration.limits.memory_high == 0.75
+    assert configuration.backends["example.com"].transports == (Transport.WS, Transport.UDP)
+    assert configuration.turn is not None
+    assert configuration.turn.relay_ports == (50000, 50100)
+
+
+def test_comments_percent_signs_and_semicolons_in_values():
+    configuration = read("[turn]\nshared_secret = 100%sure;yes, two ; the old one\nrealm = r ; x\n")
+    assert configuration.turn is not None
+    assert configuration.turn.shared_secret == ("100%sure;yes", "two")
+
+
+def test_auto_is_none():
+    configuration = read("[wsgate]\nuser = auto\n[sip]\nadvertise = AUTO\npublic = auto\n")
+    assert (configuration.process.user, configuration.sip.advertise, configuration.sip.public) == (None, None, None)
+
+
+def test_turn_is_none_where_it_is_absent_or_off():
+    assert read("").turn is None
+    assert read("[turn]\nenabled = off\n").turn is None
+    assert read("[turn]\n").turn is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "section", "option", "says"),
+    [
+        ("[wsgate]\nlog_levle = info\n", "wsgate", "log_levle", "did you mean log_level?"),
+        ("[wbsocket]\n", "wbsocket", "", "did you mean [websocket]?"),
+        ("[lisener public]\n", "lisener public", "", "did you mean [listener NAME]?"),
+        ("[zzz]\n", "zzz", "", "unknown section (allowed: [wsgate]"),
+        ("[DEFAULT]\nx = 1\n", "DEFAULT", "", "unknown section"),
+        ("[sip]\nzzz = 1\n", "sip", "zzz", "unknown option (allowed: bind"),
+        ("[sip extra]\n", "sip extra", "", "takes no name"),
+        ("[listener]\nbind = 127.0.0.1:1\n", "listener", "", "needs a name"),
+        ("[backend]\n", "backend", "", "needs a name"),
+        ("[sip]\nflow_timer = soon\n", "sip", "flow_timer", "'soon' cannot be used: it is not a number"),
+        ("[sip]\nflow_timer = 9\n", "sip", "flow_timer", "a whole number from 10 to 86400"),
+        ("[sip]\nadd_received = maybe\n", "sip", "add_received", "(allowed: on, off)"),
+        ("[sip]\npublic = gate.test\n", "sip", "public", "the port is missing"),
+        ("[limits]\nmemory_high = 80\n", "limits", "memory_high", "a percentage"),
+        ("[wsgate]\nkey_file =\n", "wsgate", "key_file", "a file name"),
+        ("[sip]\nbind =\n", "sip", "bind", "needs an address"),
+        ("[sip]\nbind = localhost:5060\n", "sip", "bind", "no IP address"),
+        ("[sip]\nbind = 127.0.0.1:99999\n", "sip", "bind", "not a port"),
+        ("[listener x]\n", "listener x", "bind", "needs an address"),
+        ("[listener x]\nbind = 127.0.0.1:1\nprivate_key = k\n", "listener x", "certificate", "needs its certificate"),
+        ("[listener x]\nbind = 127.0.0.1:1\nproxy_protocol = on\n", "listener x", "trusted_proxies", "believed"),
+        ("[listener x]\nbind = 127.0.0.1:1\ntls_at_relay = on\n", "listener x", "trusted_proxies", "believed"),
+        ("[websocket]\npath = ws\n", "websocket", "path", "no path"),
+        ("[backend a.test]\n", "backend a.test", "target", "the target is missing"),
+        ("[backend a.test]\ntarget = pbx\n", "backend a.test", "target", "sip:"),
+        ("[backend a.test]\ntarget = embedded\ntransports =\n", "backend a.test", "transports", "udp"),
+        ("[backend a.test]\ntarget = embedded\ntransports = carrier\n", "backend a.test", "transports", "udp, tcp"),
+        ("[backend a.test]\ntarget = embedded\n[backend A.Test]\ntarget = embedded\n", "backend A.Test", "", "twice"),
+        ("[registrar]\nmin_expires = 100\nmax_expires = 10\n", "registrar", "min_expires", "above"),
+        ("[registrar]\ndigest_algorithms =\n", "registrar", "digest_algorithms", "MD5"),
+        ("[turn]\nmin_lifetime = 700\nmax_lifetime = 600\n", "turn", "min_lifetime", "above"),
+        ("[turn]\nrelay_address = relay.test\n", "turn", "relay_address", "no IP address"),
+        ("[turn]\nrelay_ports = 50000\n", "turn", "relay_ports", "LOW-HIGH"),
+        ("[web]\nmetrics_from = here\n", "web", "metrics_from", "CIDR"),
+        ("[sip]\nbind = 127.0.0.1:1\nbind = 127.0.0.1:2\n", "sip", "bind", "stands twice (line 6)"),
+        ("[sip]\n[sip]\n", "sip", "", "stands twice (line 5)"),
+    ],
+)
+def test_mistakes_are_named(text: str, section: str, option: str, says: str):
+    error = refused(text)
+    assert (error.section, error.option) == (section, option)
+    assert says in str(error)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("[listener a]\nbind = 0.0.0.0:8000\ntls = off\n", "[listener b]\nbind = 127.0.0.1:8000\ntls = off\n"),
+        ("[listener a]\nbind = 127.0.0.1:8000, 127.0.0.1:8000\ntls = off\n", ""),
+        ("[listener a]\nbind = [::]:8000\n", "[listener b]\nbind = [::1]:8000\n"),
+        ("[listener a]\nbind = 127.0.0.1:5060\n", ""),
+        ("[sip]\nbind = 127.0.0.1:3478\n", "[turn]\nudp = 0.0.0.0:3478\n"),
+        ("[sip]\nbind = 127.0.0.1:0, 127.0.0.1:0\n", ""),
+    ],
+)
+def test_one_address_and_port_cannot_be_bound_twice(one: str, other: str):
+    assert "is taken by" in str(refused(one + other))
+
+
+def test_the_same_port_of_other_families_addresses_and_protocols_is_free():
+    configuration = read(
+        "[listener a]\nbind = 0.0.0.0:3478, [::]:3478\n[listener b]\nbind = 127.0.0.1:9\n"
+        "[listener c]\nbind = 127.0.0.2:9\n"
+        "[turn]\nudp = 0.0.0.0:3478, [::]:3478\n"
+    )
+    assert len(configuration.endpoints()) == 9
+
+
+def test_a_file_without_a_listener_serves_nobody():
+    assert "no [listener NAME]" in str(refused("[sip]\n", base=""))
+
+
+def test_options_of_features_that_are_not_there_say_so():
+    notices = read("[wsgate]\nworkers = 4\n[trace]\nhep = 192.0.2.1:9060\n[sip]\nstate_file = s\n").notices
+    assert [notice.removeprefix("/etc/wsgate/wsgate.ini ") for notice in notices if "no effect" in notice] == [
+        "[wsgate] workers: no effect: this version does not have several workers (one is started) yet",
+        "[trace] hep: no effect: this version does not have tracing to a collector yet",
+        "[sip] state_file: no effect: this version does not have calls that survive a restart yet",
+    ]
+
+
+def test_what_serves_nobody_is_said():
+    assert any("no SIP domain is served" in notice for notice in read("").notices)
+    assert any("nobody can relay" in notice for notice in read("[turn]\n").notices)
+    assert not any("nobody can relay" in notice for notice in read("[turn]\nusers = u\n").notices)
+
+
+def test_every_socket_is_listed():
+    configuration = read("[sip]\nbind = 127.0.0.1:5070\n[turn]\nudp = 127.0.0.1:3478\n")
+    assert configuration.endpoints() == (
+        Endpoint("listener", "web", Address("127.0.0.1", 0)),
+        Endpoint("sip-udp", "sip", Address("127.0.0.1", 5070)),
+        Endpoint("sip-tcp", "sip", Address("127.0.0.1", 5070)),
+        Endpoint("turn-udp", "turn", Address("127.0.0.1", 3478)),
+    )
+    assert configuration.places() == ("[listener web] bind", "[sip] bind", "[sip] bind", "[turn] udp")
+
+
+def test_every_file_is_listed_once():
+    configuration = read(
+        "[listener tls]\nbind = 127.0.0.1:1\ncertificate = both.pem\n[listener auto]\nbind = 127.0.0.1:2\ntls = auto\n"
+        "[backend a.test]\ntarget = embedded\n[turn]\nusers = users.htdigest\nshared_secret_file = s\n"
+    )
+    names = [reference.name for reference in configuration.files()]
+    assert names == ["wsgate.key", "both.pem", SELF_SIGNED_CERTIFICATE, "wsgate-key.pem", "users.htdigest", "s"]
+    assert configuration.listeners["tls"].private_key == "both.pem"
+    assert configuration.listeners["auto"].certificate == SELF_SIGNED_CERTIFICATE
+
+
+def test_no_user_file_is_needed_without_the_embedded_registrar():
+    names = [reference.name for reference in read("[registrar]\nusers = u\n").files()]
+    assert "u" not in names
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"[sip]\nbind = \xff\n", "line 2 is not text in UTF-8"),
+        (b"bind = 1\n", "line 1 stands before the first [section]"),
+        (b"[sip]\nno equals sign\n", "line 2 cannot be understood"),
+        (b"[sip\n", "stands before the first"),
+    ],
+)
+def test_files_that_are_no_ini_files(tmp_path: Path, data: bytes, says: str):
+    path = tmp_path / "bad.ini"
+    path.write_bytes(data)
+    with pytest.raises(ConfigurationError) as caught:
+        load(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert says in str(caught.value)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path):
+    with pytest.raises(ConfigurationError, match="No such file"):
+        load(tmp_path / "none.ini")
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path):
+    path = tmp_path / "bom.ini"
+    path.write_bytes(b"\xef\xbb\xbf" + LISTENER.encode())
+    assert list(load(path).listeners) == ["web"]
+
+
+def test_files_are_descriptors_where_they_were_handed_over(tmp_path: Path):
+    files = Files(tmp_path, {"a.pem": 7})
+    assert files.path("a.pem") == "/proc/self/fd/7"
+    assert files.path("b.pem") == str(tmp_path / "b.pem")
+    assert files.path("/etc/c.pem") == "/etc/c.pem"
+    assert files.named("cannot use /proc/self/fd/7 (and 71)") == f"cannot use {tmp_path}/a.pem (and 71)"
+    assert files.named("cannot use /proc/self/fd/71") == "cannot use /proc/self/fd/71"
+
+
+def test_a_section_is_a_frozen_dataclass():
+    for entry in SECTIONS.values():
+        assert dataclasses.is_dataclass(entry.settings)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            entry.settings().anything = 1

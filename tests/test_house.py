@@ -1,0 +1,100 @@
+"""The order of the house: a file imports only what stands above it, and what is pure stays so."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "wsgate"
+
+FLOORS = {
+    "words": "errors addr settings log metrics handover",
+    "codecs": "keys certificate ws/frames ws/handshake sip/headers sip/message sip/framing sip/sdp turn/stun",
+    "machines": (
+        "guard credentials directory ws/connection"
+        " sip/flow sip/names sip/compose sip/digest sip/transaction_tables sip/transaction_messages"
+        " sip/transaction_effects sip/transaction_timers sip/transaction sip/targets sip/dialogs sip/contacts"
+        " sip/registration sip/registrar sip/proxy sip/tracking sip/forwarding sip/edge"
+        " turn/auth turn/peers turn/allocation turn/answers turn/server"
+    ),
+    "net": (
+        "net/clock net/tls net/dtls net/stream net/datagram net/forwarded net/upgrade net/listener net/nameserver"
+        " net/resolver net/backend_stream net/backend net/relay"
+    ),
+    "assembly": "config web signalling media gateway",
+    "process": "userfile control daemon plan sockets supervisor worker cli __main__",
+}
+ORDER = [name for floor in FLOORS.values() for name in floor.split()]
+PURE = [name for floor in ("codecs", "machines") for name in FLOORS[floor].split()]
+
+IMPURE = {"gevent", "geventwebsocket", "socket", "ssl", "time", "os", "random", "threading", "asyncio", "select"}
+"""What must not be imported below net/; random bytes, time and sockets come in as arguments."""
+
+
+def modules() -> Iterator[str]:
+    """Every module of the package as `sip/proxy`, packages themselves left out."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.name != "__init__.py":
+            yield str(path.relative_to(PACKAGE).with_suffix(""))
+
+
+def imports(module: str) -> Iterator[str]:
+    """The dotted names that a module imports anywhere in it, also within functions and for types alone."""
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_imports(module: str) -> Iterator[str]:
+    """The modules of the house that a module imports, as they stand in ORDER."""
+    for name in imports(module):
+        parts = name.split(".")
+        if parts[0] == "wsgate" and len(parts) > 1:
+            candidates = ("/".join(parts[1:end]) for end in range(len(parts), 1, -1))
+            found = next((candidate for candidate in candidates if (PACKAGE / f"{candidate}.py").exists()), None)
+            if found is not None:
+                yield found
+
+
+def test_every_module_has_its_place():
+    assert set(modules()) - set(ORDER) == set(), "a module is missing in the order of the house"
+
+
+@pytest.mark.parametrize("module", list(modules()))
+def test_imports_point_to_what_stands_above(module: str):
+    above = set(ORDER[: ORDER.index(module)])
+    assert set(own_imports(module)) - above == set(), f"{module} imports what stands below it"
+
+
+def test_sip_and_turn_never_import_each_other():
+    for module in modules():
+        for other in own_imports(module):
+            assert {module.partition("/")[0], other.partition("/")[0]} != {"sip", "turn"}, (module, other)
+
+
+@pytest.mark.parametrize("module", [name for name in PURE if (PACKAGE / f"{name}.py").exists()])
+def test_machines_import_nothing_of_the_world(module: str):
+    assert {name.partition(".")[0] for name in imports(module)} & IMPURE == set()
+
+
+def test_nothing_is_monkey_patched():
+    for module in modules():
+        assert not any("monkey" in name for name in imports(module)), module
+
+
+def test_the_supervisor_never_sees_gevent():
+    """What forks workers must not hold a loop that they would inherit."""
+    code = (
+        "import sys, wsgate.cli\n"
+        "found = sorted(name for name in sys.modules if name.partition('.')[0] in ('gevent', 'greenlet'))\n"
+        "print(found)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
