@@ -145,7 +145,7 @@ class Edge:
             return self._response(message, hop, now)
         try:
             message, reply_hop = self._reply_place(message, hop)
-            if not self._is_trusted(hop) and not self._is_in_known_dialog(message):
+            if not self.is_trusted(hop.address.host) and not self._is_in_known_dialog(message):
                 return self._turn_away(message, reply_hop, now)
         except ProtocolError:
             self._counters.count("sip_malformed_dropped")
@@ -256,8 +256,8 @@ class Edge:
         edit.replace_first_value(b"via", with_parameters(top, b"received", remote.host.encode()))
         return Message.parse(edit.build())
 
-    def _is_trusted(self, hop: Hop) -> bool:
-        host = hop.address.host
+    def is_trusted(self, host: str) -> bool:
+        """True for an address of a configured backend and of trusted_sources (rule N6)."""
         return self._backends.backend_of(host) is not None or in_networks(host, self._settings.trusted_sources)
 
     def _is_in_known_dialog(self, message: Message) -> bool:
@@ -314,7 +314,7 @@ class Edge:
     def _arrival(self, hop: Hop) -> tuple[Arrival, Leg]:
         flow = self._flows.get(hop.connection) if hop.connection else None
         sent_by = self._names.sent_by(hop, None if flow else self._forwarding.local_of(hop))
-        return Arrival(hop, flow, flow is None and self._is_trusted(hop)), Leg(flow, hop, sent_by)
+        return Arrival(hop, flow, flow is None and self.is_trusted(hop.address.host)), Leg(flow, hop, sent_by)
 
     def _handle_request(self, server: ServerTransaction, message: Message, hop: Hop, now: float) -> Iterable[object]:
         if message.method == b"CANCEL":
