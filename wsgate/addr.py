@@ -78,6 +78,9 @@ def uri_host(host: str) -> str:
 
 def canonical_host(host: str) -> str:
     """An IP address in its one spelling (IPv4-mapped IPv6 as IPv4), a name in lower case without final dot."""
+    if host[-1:].isalpha() and ":" not in host and "%" not in host:
+        # Neither IPv6 nor IPv4: a name is told at once, without the cost of a failed parse.
+        return host.lower().rstrip(".")
     try:
         return str(canonical_ip(ipaddress.ip_address(host.strip("[]").partition("%")[0])))
     except ValueError:

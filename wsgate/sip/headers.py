@@ -54,8 +54,8 @@ class Uri(NamedTuple):
     @property
     def address_of_record(self) -> bytes:
         """`user@host`: escapes resolved, host in lower case, no port or parameters (RFC 3261 §10.3 step 5)."""
-        user = unescape(self.user) if self.user is not None else b""
-        return user.partition(b":")[0] + b"@" + self.host.encode()
+        user = unescape(self.user.partition(b":")[0]) if self.user is not None else b""
+        return user + b"@" + self.host.encode()
 
 
 class NameAddr(NamedTuple):
@@ -142,6 +142,8 @@ def unquote(value: bytes | None) -> bytes:
     if value is None:
         return b""
     if len(value) >= 2 and value[:1] == b'"' and value[-1:] == b'"':
+        if b"\\" not in value:
+            return value[1:-1]
         return re.sub(rb"\\(.)", rb"\1", value[1:-1], flags=re.DOTALL)
     return value
 
@@ -189,17 +191,18 @@ def parse_via(raw: bytes) -> Via:
 
 def with_parameters(via: bytes, name: bytes, value: bytes) -> bytes:
     """A Via value with parameter `name` set to `value`, in place where it stands, else added at the end."""
-    pattern = rb";[ \t]*" + re.escape(name) + rb"(?:[ \t]*=[ \t]*[^;,\s]*)?(?=[ \t]*(?:;|\Z))"
-    found = re.search(pattern, via, re.IGNORECASE)
     text = b";" + name + b"=" + value
-    if found is None:
-        return via + text
-    return via[: found.start()] + text + via[found.end() :]
+    position = via.find(b";")
+    while position >= 0 and (found := _PARAMETER.match(via, position)):
+        if found[1].lower() == name.lower():
+            return via[: found.start()] + text + via[found.end() :]
+        position = found.end()
+    return via + text
 
 
 def parse_cseq(raw: bytes) -> tuple[int, bytes]:
     """CSeq as number and method. Raises ProtocolError (RFC 3261 §20.16)."""
-    number, _, method = raw.strip().partition(b" ")
+    number, _, method = raw.replace(b"\t", b" ").strip().partition(b" ")
     method = method.strip()
     if not number.isdigit() or len(number) > 10 or int(number) >= SEQUENCE_LIMIT or not _TOKEN.match(method):
         raise ProtocolError("malformed CSeq")

@@ -114,6 +114,7 @@ class Registrar:
         self._directory = directory
         self._digest = digest
         self._counters = counters
+        self._date = (0, b"")
 
     def register(self, message: Message, flow: bytes, source: Hop | None, now: float) -> RegistrarAnswer:
         """Answer a REGISTER whose Request-URI names a domain served here (RFC 3261 §10.3, in its order; G2).
@@ -299,8 +300,13 @@ class Registrar:
         if outbound:
             lines += [(b"Require", b"outbound"), (b"Flow-Timer", b"%d" % self.flow_timer)]
         lines.append((b"Supported", b", ".join(_SUPPORTED)))
-        lines.append((b"Date", _date(now + self._digest.wall_offset)))
+        lines.append((b"Date", self._date_at(int(now + self._digest.wall_offset))))
         return tuple(lines)
+
+    def _date_at(self, wall_second: int) -> bytes:
+        if self._date[0] != wall_second:
+            self._date = (wall_second, _date(wall_second))
+        return self._date[1]
 
     # Who is who
 
