@@ -49,7 +49,6 @@ COMPACT_FORMS = {
 """RFC 3261 §7.3.3 and the registry of later RFCs: one letter to the lower-case long name."""
 
 _HEADER = re.compile(rb"([^\s:]+)[ \t]*:([^\r\n]*(?:\r\n[ \t][^\r\n]*)*)\r\n")
-_FOLD = re.compile(rb"[ \t]*\r\n[ \t]+")
 _REQUEST_LINE = re.compile(rb"([^\s]+) ([^\s]+) (SIP/[^\s]+)\Z", re.IGNORECASE)
 _STATUS_LINE = re.compile(rb"SIP/2\.0 ([1-6][0-9]{2})(?: ([^\r\n]*))?\Z", re.IGNORECASE)
 _SINGLE = (b"from", b"to", b"call-id", b"cseq", b"max-forwards", b"content-length")
@@ -202,7 +201,7 @@ class Message:
 
     def _value(self, header: Header) -> bytes:
         value = self.data[header.value_start : header.value_end].strip()
-        return _FOLD.sub(b" ", value) if b"\r\n" in value else value
+        return b" ".join(line.strip() for line in value.split(b"\r\n")) if b"\r\n" in value else value
 
     def _read_start_line(self, line: bytes) -> None:
         found = _STATUS_LINE.match(line)
