@@ -6,6 +6,7 @@ the web phone, are read before root is given up, because the new user may not be
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
 from collections.abc import Callable, Mapping
@@ -25,6 +26,22 @@ if TYPE_CHECKING:
 GOING_AWAY = 1001
 """The WebSocket close code of a gateway that ends (RFC 6455 §7.4.1, rule H3)."""
 
+
+LOADED_LATE = (
+    "encodings.ascii",
+    "encodings.idna",
+    "encodings.latin_1",
+    "encodings.punycode",
+    "encodings.utf_8_sig",
+    "gevent.resolver.thread",
+    "gevent.threadpool",
+    "linecache",
+    "pprint",
+    "stringprep",
+    "traceback",
+    "unicodedata",
+)
+"""Modules that Python and gevent would load when they are first needed."""
 
 DNS_TYPES = ("A", "AAAA", "CNAME", "NAPTR", "NS", "OPT", "SOA", "SRV")
 """Types of DNS records that answers hold; dnspython would load the code for each when it meets the first one."""
@@ -51,10 +68,14 @@ def real_gateway() -> GatewayFactory:
     from dns.rdata import get_rdata_class
     from dns.rdataclass import RdataClass
     from dns.rdatatype import RdataType
+    from gevent import get_hub
 
     from wsgate import web
     from wsgate.gateway import Gateway
 
+    get_hub()
+    for name in LOADED_LATE:
+        importlib.import_module(name)
     for kind in DNS_TYPES:
         get_rdata_class(RdataClass.IN, RdataType[kind])  # type: ignore[no-untyped-call]
     web.phone_files()
