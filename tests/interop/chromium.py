@@ -243,7 +243,7 @@ class WebPhone:
         return self.stats()
 
     def peak(self, name: str, seconds: float = 2.5) -> float:
-        """The highest value the meter "local" or "remote" shows in `seconds` (the fake microphone beeps each second)."""
+        """The highest value the meter "local" or "remote" shows in `seconds`; the fake microphone beeps each second."""
         value: float = self.page.evaluate(
             f"""new Promise((resolve) => {{
                 const [begin, peak] = [Date.now(), []];

@@ -41,6 +41,12 @@ async function open({ page: name, url, permissions, width, height, dark, missing
   const requests = [];
   page.on("console", (message) => log.push(`${message.type()}: ${message.text()}`));
   page.on("pageerror", (error) => log.push(`pageerror: ${error.stack ?? error}`));
+  page.on("websocket", (socket) => {
+    const wire = (sign) => ({ payload }) => log.push(`${sign} ${payload}`.trimEnd());
+    socket.on("framesent", wire(">"));
+    socket.on("framereceived", wire("<"));
+    socket.on("close", () => log.push("WebSocket closed"));
+  });
   page.on("request", (request) => requests.push(request.url()));
   for (const path of missing) await page.route(`**/${path}`, (route) => route.fulfill({ status: 404, body: "Not Found" }));
   pages.set(name, { page, context, log, requests });
