@@ -312,6 +312,9 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
         # Judged above as a list (rule H1); gevent-websocket knows a single word only.
         self.environ["HTTP_UPGRADE"] = "websocket"
         self.upgrade_websocket()
+        # Its WebSocket writes a close frame into our socket when it is freed: it is not to know the socket.
+        self.websocket.closed = True
+        self.websocket.raw_write = self.websocket.raw_read = self.websocket.stream = None
         self.close_connection = True
         self.write(b"")
         upgrade = Upgrade(self._relayed.remote, self._accepted.secure, host, fields)
@@ -338,6 +341,8 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
         logger.debug("refused %s: %s %s", self._relayed.remote, against.status, against.reason)
         body = f"{against.reason}\n".encode()
         self.close_connection = True
+        # No body is waited for only to throw it away.
+        self.wsgi_input.content_length = 0
         fields = [("Content-Type", "text/plain"), ("Content-Length", str(len(body))), ("Connection", "close")]
         WSGIHandler.start_response(self, against.status, [*fields, *against.fields])
         self.write(body)
