@@ -308,6 +308,8 @@ def test_n2_priorities_in_order_and_weights_drawn() -> None:
     source = random.Random(7).random
     draws = [[target.address.port for target in resolution.ordered(source)] for _ in range(5000)]
     assert all(ports[0] == 5 and ports[4] == 4 and sorted(ports) == [1, 2, 3, 4, 5] for ports in draws)
+    assert not resolution.is_fixed
+    assert run("sip:a.example", FULL)[0].is_fixed
     second = Counter(ports[1] for ports in draws)
     assert 0.65 < second[1] / 5000 < 0.75
     assert 0.25 < second[2] / 5000 < 0.35

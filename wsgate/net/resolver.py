@@ -86,6 +86,10 @@ class KnownAddresses(NamedTuple):
 NOWHERE = KnownAddresses(frozenset(), frozenset())
 
 
+def _unresolved(problem: str, at: float) -> ResolvedBackend:
+    return ResolvedBackend((), frozenset(), frozenset(), {}, at, problem)
+
+
 class AnswerCache:
     """Answers by question, the least used thrown out above `size`; expired ones wait `stale_for` seconds longer."""
 
@@ -124,6 +128,7 @@ class _Backend:
         self.domain = domain
         self.settings = settings
         self.resolution: Resolution | None = None
+        self.resolved: ResolvedBackend | None = None  # that resolution with one draw
         self.known = NOWHERE
         self.failures = 0
         self.retry_from = 0.0  # a request that waits may begin a new try from then on
@@ -163,6 +168,7 @@ class Resolver:
         self._in_flight = BoundedSemaphore(MAX_QUESTIONS_IN_FLIGHT)
         self._backends: dict[str, _Backend] = {}
         self._known = NOWHERE
+        self._domains: dict[str, tuple[str, ...]] = {}
         self._at: dict[tuple[Transport, Address], tuple[str, Target]] = {}
 
     def serve(self, backends: Mapping[str, BackendSettings]) -> None:
@@ -192,7 +198,7 @@ class Resolver:
         """
         backend = self._backends.get(domain)
         if backend is None:
-            return ResolvedBackend((), frozenset(), frozenset(), {}, self._now(), f"no backend for {domain}")
+            return _unresolved(f"no backend for {domain}", self._now())
         if not backend.known.hops and (backend.resolution is None or self._now() >= backend.retry_from):
             backend.wake.set()
             backend.refreshed.wait(timeout)
@@ -207,7 +213,7 @@ class Resolver:
 
     def domains_at(self, host: str) -> tuple[str, ...]:
         """The backends that have the numeric IP address `host`."""
-        return tuple(domain for domain, backend in self._backends.items() if host in backend.known.hosts)
+        return self._domains.get(host, ())
 
     def backend_at(self, transport: Transport, address: Address) -> tuple[BackendSettings, Target] | None:
         """The backend with this target, for what its connection needs to know (TLS name, path)."""
@@ -220,21 +226,23 @@ class Resolver:
             backend.greenlet.kill(block=False)
 
     def _drawn(self, backend: _Backend) -> ResolvedBackend:
-        resolution, known = backend.resolution, backend.known
-        if resolution is None:
-            problem = f"{backend.settings.target} is not resolved yet"
-            return ResolvedBackend((), frozenset(), frozenset(), {}, self._now(), problem)
-        targets = resolution.ordered(self._random)
-        return ResolvedBackend(
-            targets, known.hosts, known.hops, resolution.named, resolution.expires, resolution.problem
-        )
+        if backend.resolution is None or backend.resolved is None:
+            return _unresolved(f"{backend.settings.target} is not resolved yet", self._now())
+        if backend.resolution.is_fixed:
+            return backend.resolved
+        return backend.resolved._replace(targets=backend.resolution.ordered(self._random))
 
     def _keep_fresh(self, backend: _Backend) -> None:
         """Resolve, sleep until shortly before the answers expire, again; sooner when a request asks for it."""
         margin = 0.0
         while True:
             begun = self._now()
-            resolution, healthy = self._resolution(backend, margin)
+            try:
+                resolution, healthy = self._resolution(backend, margin)
+            except Exception:
+                logger.exception("internal error while resolving backend %s", backend.domain)
+                self._counters.count("internal_errors")
+                resolution, healthy = Resolution((), {}, self._now(), "internal error"), False
             self._take(backend, resolution, healthy)
             lifetime = resolution.expires - begun
             margin = max(0.0, min(MOST_REFRESH_MARGIN_SECONDS, lifetime / 10))
@@ -265,6 +273,14 @@ class Resolver:
         backend.resolution = resolution
         hops = frozenset((t.transport, t.address) for targets in resolution.named.values() for t in targets)
         known = KnownAddresses(frozenset(address.host for _, address in hops), hops)
+        backend.resolved = ResolvedBackend(
+            resolution.ordered(self._random),
+            known.hosts,
+            known.hops,
+            resolution.named,
+            resolution.expires,
+            resolution.problem,
+        )
         if known != backend.known:
             backend.known = known
             places = ", ".join(f"{transport.value} {address}" for transport, address in sorted(hops, key=str))
@@ -277,6 +293,10 @@ class Resolver:
             frozenset().union(*(backend.known.hosts for backend in backends)),
             frozenset().union(*(backend.known.hops for backend in backends)),
         )
+        self._domains = {
+            host: tuple(backend.domain for backend in backends if host in backend.known.hosts)
+            for host in self._known.hosts
+        }
         self._at = {
             (target.transport, target.address): (backend.domain, target)
             for backend in backends

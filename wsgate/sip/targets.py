@@ -218,6 +218,11 @@ class Resolution:
     expires: float
     problem: str = ""
 
+    @property
+    def is_fixed(self) -> bool:
+        """True when no weight is to be drawn: every order is the same."""
+        return all(len(group) == 1 for group in self.groups)
+
     def ordered(self, random: Callable[[], float]) -> tuple[Target, ...]:
         """Every target once, in the order to try; `random` gives floats in [0, 1) (RFC 2782, rule N2)."""
         targets: dict[Target, None] = {}
