@@ -120,11 +120,11 @@ def test_vectors_of_rfc_2617_and_rfc_7616(value, algorithm, realm, password):
     assert digest.verify([value], b"POST", b"/dir/index.html", realm, 0.0) == Result(None)
 
 
-def test_md5_stands_first_and_sha256_follows():
-    """G3: JsSIP and SIP.js read only the first challenge."""
+def test_sha256_stands_first_and_md5_last():
+    """G3, RFC 8760 §2.4: the strongest on top; of several challenges JsSIP and SIP.js keep only the last."""
     lines = machine().challenge(REALM, False, False, 0.0)
     assert [name for name, _ in lines] == [b"WWW-Authenticate"] * 2
-    assert [re.search(rb"algorithm=([^,]*)", value)[1] for _, value in lines] == [b"MD5", b"SHA-256"]
+    assert [re.search(rb"algorithm=([^,]*)", value)[1] for _, value in lines] == [b"SHA-256", b"MD5"]
     assert all(b'qop="auth"' in value and b'realm="example.com"' in value for _, value in lines)
     assert all(b"stale" not in value for _, value in lines)
 

@@ -103,7 +103,11 @@ class Digest:
         self._generation_began = float("-inf")
 
     def challenge(self, realm: str, proxy: bool, stale: bool, now: float) -> list[tuple[bytes, bytes]]:
-        """The header lines of a 401 or, `proxy`, a 407: MD5 first, then SHA-256 where a user has it (G3)."""
+        """The header lines of a 401 or, `proxy`, a 407: SHA-256 where a user has it, and MD5 (G3).
+
+        The strongest first (RFC 8760 §2.4). MD5 has to be the last: JsSIP and SIP.js keep the last WWW-Authenticate
+        of a response and stop when that is not MD5.
+        """
         name = b"Proxy-Authenticate" if proxy else b"WWW-Authenticate"
         quoted_realm = re.sub(rb'(["\\])', rb"\\\1", realm.encode())
         nonce = self._new_nonce(realm, now)
@@ -113,7 +117,7 @@ class Digest:
                 b'Digest realm="%b", nonce="%b", algorithm=%b, qop="auth"%b'
                 % (quoted_realm, nonce, algorithm.value.encode(), b", stale=true" if stale else b""),
             )
-            for algorithm in DigestAlgorithm
+            for algorithm in reversed(DigestAlgorithm)
             if self._offers(algorithm, realm)
         ]
 
