@@ -94,12 +94,10 @@ class Running:
         """A TCP connection to it."""
         return gevent_socket.create_connection((self.host, self.port), timeout=10)
 
-    def connect_tls(self, **changes: Any) -> Any:
+    def connect_tls(self) -> Any:
         """A TLS connection to it."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        for name, value in changes.items():
-            setattr(context, name, value)
         return context.wrap_socket(self.connect())
 
     def browser(self, tls: bool = False, **fields: str | None) -> Browser:
