@@ -6,8 +6,8 @@ import gc
 import re
 
 import pytest
-from wire import Wire
 
+from tests.wire import Wire
 from wsgate.addr import Address, Hop, Transport
 from wsgate.metrics import Counters
 from wsgate.sip import transaction, transaction_effects, transaction_tables, transaction_timers
