@@ -115,19 +115,19 @@ class _Listener:
                 relayed += 1
             except OSError:
                 engine.counters.count("turn_send_failed")
-        if relayed:
-            engine.counters.count("turn_packets_to_peers", relayed)
+        engine.to_peers += relayed
         return taken
 
 
 class _RelaySocket:
     """A relayed transport address; what arrives goes to the client it is joined to, or nowhere."""
 
-    __slots__ = ("_engine", "address", "channels", "client", "permitted", "reply", "socket")
+    __slots__ = ("_engine", "_long_address", "_receive", "channels", "client", "permitted", "reply", "socket")
 
     def __init__(self, engine: Relay, address: Address, sock: socket.socket) -> None:
         self._engine = engine
-        self.address = address
+        self._long_address = ":" in address.host
+        self._receive = sock.recvfrom_into
         self.socket = sock
         self.client: Client | None = None
         self.reply: _Send | None = None
@@ -137,10 +137,10 @@ class _RelaySocket:
     def read(self, limit: int) -> int:
         """Take up to `limit` datagrams of peers; returns how many (rules P3, F4)."""
         engine, channels, permitted, reply = self._engine, self.channels, self.permitted, self.reply
-        buffer, receive = engine.buffer, self.socket.recvfrom_into
+        buffer, receive = engine.buffer, self._receive
         data, view, payload = buffer.data, buffer.view, buffer.payload
         client = None if self.client is None else self.client.address
-        long_address = self.socket.family == socket.AF_INET6
+        long_address = self._long_address
         relayed = taken = 0
         while taken < limit:
             try:
@@ -169,8 +169,7 @@ class _RelaySocket:
                     relayed += 1
             except OSError:
                 engine.counters.count("turn_send_failed")
-        if relayed:
-            engine.counters.count("turn_packets_to_clients", relayed)
+        engine.to_clients += relayed
         return taken
 
 
@@ -193,6 +192,7 @@ class Relay:
         self.server = server
         self.counters = server.counters if counters is None else counters
         self.buffer = _Buffer()
+        self.to_peers = self.to_clients = 0
         self._clock = clock
         self._tick_seconds = tick
         self._listeners = [_Listener(self, path, sock) for path, sock in enumerate(listeners)]
@@ -213,7 +213,7 @@ class Relay:
         loop = get_hub().loop
         self._epoll = select.epoll()
         self._watcher: Any = loop.io(self._epoll.fileno(), 1)
-        self._ticker: Any = loop.timer(self._tick_seconds)
+        self._ticker: Any = loop.timer(self._tick_seconds, repeat=self._tick_seconds)
         self._timer: Any = loop.timer(0)
         for listener in self._listeners:
             listener.socket.setblocking(False)
@@ -286,6 +286,9 @@ class Relay:
                     done += read(limit)
             if done == before:
                 break
+        self.counters.count("turn_packets_to_peers", self.to_peers)
+        self.counters.count("turn_packets_to_clients", self.to_clients)
+        self.to_peers = self.to_clients = 0
         return done
 
     def _readable(self) -> None:
@@ -295,19 +298,17 @@ class Relay:
         if now - self._last_pass < self._tick_seconds:
             self._watcher.stop()
             self._idle_ticks = 0
-            self._ticker.start(self._tick)
+            self._ticker.again(self._tick)
         self._last_pass = now
 
     def _tick(self) -> None:
         """One tick has passed: read until nothing is left, then sleep another; wait again after idle ones (F2)."""
         done = self._drain()
-        self._last_pass = self._clock()
         self._idle_ticks = 0 if done else self._idle_ticks + 1
-        self._ticker.stop()
         if done >= PACKETS_PER_PASS or self._idle_ticks >= IDLE_TICKS:
+            self._last_pass = self._clock() if done else 0.0
+            self._ticker.stop()
             self._watcher.start(self._readable)
-        else:
-            self._ticker.start(self._tick)
 
     def _set_timer(self) -> None:
         at = self.server.next_timer()
@@ -392,7 +393,7 @@ class Relay:
             if effect.dont_fragment:
                 _set_dont_fragment(sock, IP_PMTUDISC_DO)
             sock.sendto(effect.data, effect.peer)
-            self.counters.count("turn_packets_to_peers")
+            self.to_peers += 1
         except OSError:
             self.counters.count("turn_send_failed")
         finally:

@@ -139,6 +139,7 @@ class Allocation:
         "channels",
         "client",
         "expires",
+        "lifetime",
         "numbers",
         "permissions",
         "relays",
@@ -150,7 +151,7 @@ class Allocation:
         "user",
     )
 
-    def __init__(self, client: Client, user: str, transaction_id: bytes) -> None:
+    def __init__(self, client: Client, user: str, transaction_id: bytes, lifetime: int) -> None:
         self.client = client
         self.user = user
         self.transaction_id = transaction_id
@@ -160,6 +161,7 @@ class Allocation:
         self.reserved: Address | None = None
         self.reserved_until = 0.0
         self.token = b""
+        self.lifetime = lifetime
         self.expires = 0.0
         self.armed = 0.0
         self.permissions: dict[str, float] = {}

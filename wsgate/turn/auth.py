@@ -11,10 +11,11 @@ import hashlib
 import hmac
 import ipaddress
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from wsgate.addr import Address
+from wsgate.credentials import Users
 from wsgate.turn import stun
 from wsgate.turn.stun import PasswordAlgorithm
 
@@ -71,27 +72,13 @@ def time_limited_password(secret: bytes, username: str, kind: SecretHash) -> str
     return base64.b64encode(hmac.digest(secret, username.encode(), kind.value)).decode()
 
 
-def parse_users(text: str, realm: str) -> dict[str, UserKeys]:
-    """The users of `realm` in a users file: lines user:realm:HA1-MD5[:HA1-SHA256], `#` begins a comment line.
-
-    Lines of other realms are passed over. Raises ValueError with the number of a line that cannot be read.
-    """
-    users = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        stripped = line.strip()
-        if not stripped or stripped.startswith("#"):
-            continue
-        parts = stripped.split(":")
-        try:
-            user, of_realm, md5, sha256 = (*parts, "")[:4] if len(parts) == 3 else parts
-            keys = UserKeys(bytes.fromhex(md5), bytes.fromhex(sha256))
-        except ValueError:
-            raise ValueError(f"line {number} is not user:realm:HA1-MD5[:HA1-SHA256]") from None
-        if not user or len(keys.md5) != 16 or len(keys.sha256) not in (0, 32):
-            raise ValueError(f"line {number} is not user:realm:HA1-MD5[:HA1-SHA256]")
-        if of_realm == realm:
-            users[opaque_string(user)] = keys
-    return users
+def users_of_realm(users: Users, realm: str) -> dict[str, UserKeys]:
+    """The users of a users file who belong to `realm`; the file may serve the registrar as well."""
+    return {
+        opaque_string(name): UserKeys(bytes.fromhex(hashes.md5), bytes.fromhex(hashes.sha256))
+        for (name, of_realm), hashes in users.items()
+        if of_realm == realm
+    }
 
 
 class Credentials:
@@ -155,27 +142,28 @@ class Refused(NamedTuple):
 class Authenticator:
     """Judges requests (rules A1, A2). It keeps no state: a nonce is time and HMAC, good also after a restart.
 
-    `nonce_key` is secret and lasting. `unix_time` tells seconds since 1970, which nonces and expiry times speak of.
+    `nonce_keys` are secret and lasting; the first makes nonces, all are honoured. `unix_time` tells seconds since 1970,
+    which nonces and expiry times speak of.
     """
 
     def __init__(
-        self, credentials: Credentials, nonce_key: bytes, nonce_lifetime: int, unix_time: Callable[[], float]
+        self, credentials: Credentials, nonce_keys: Sequence[bytes], nonce_lifetime: int, unix_time: Callable[[], float]
     ) -> None:
         self.credentials = credentials
-        self._nonce_key = nonce_key
+        self._nonce_keys = tuple(nonce_keys)
         self._nonce_lifetime = nonce_lifetime
         self._unix_time = unix_time
 
     def nonce(self, address: Address) -> bytes:
         """A new nonce for the client at `address`: 40 characters."""
-        return self._nonce_of(int(self._unix_time()), address)
+        return self._nonce_of(int(self._unix_time()), address, self._nonce_keys[0])
 
-    def _nonce_of(self, made: int, address: Address) -> bytes:
+    def _nonce_of(self, made: int, address: Address, key: bytes) -> bytes:
         credentials = self.credentials
         head = NONCE_COOKIE + base64.b64encode(credentials.security_features.to_bytes(3, "big"))
         stamp = (made & 0xFFFFFFFF).to_bytes(4, "big")
         text = b"%s %s %s %s" % (head, stamp, bytes(credentials.algorithms), str(address).encode())
-        mac = hmac.digest(self._nonce_key, text, "sha256")[:NONCE_MAC_BYTES]
+        mac = hmac.digest(key, text, "sha256")[:NONCE_MAC_BYTES]
         return head + base64.urlsafe_b64encode(stamp + mac).rstrip(b"=")
 
     def _nonce_good(self, nonce: bytes, address: Address) -> bool:
@@ -185,8 +173,8 @@ class Authenticator:
         except ValueError:
             return False
         age = (now - int.from_bytes(stamp, "big") + CLOCK_STEP_SECONDS & 0xFFFFFFFF) - CLOCK_STEP_SECONDS
-        made_here = hmac.compare_digest(nonce, self._nonce_of(now - age, address))
-        return made_here and age <= self._nonce_lifetime
+        made = [self._nonce_of(now - age, address, key) for key in self._nonce_keys]
+        return sum(hmac.compare_digest(nonce, one) for one in made) > 0 and age <= self._nonce_lifetime
 
     def check(self, message: stun.Message, address: Address) -> Accepted | Refused:
         """The judgement on a request from `address` (RFC 8489 §9.2.4). Raises ProtocolError for unreadable values."""

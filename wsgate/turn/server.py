@@ -6,7 +6,7 @@ import dataclasses
 import enum
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from wsgate.addr import Address, Network
@@ -157,7 +157,7 @@ class TurnServer:
         credentials: Credentials,
         peers: Peers,
         relay_addresses: Iterable[RelayAddress],
-        nonce_key: bytes,
+        nonce_keys: Sequence[bytes],
         unix_time: Callable[[], float],
         random_bytes: Callable[[int], bytes],
         counters: Counters,
@@ -166,7 +166,7 @@ class TurnServer:
         self.counters = counters
         self.random_bytes = random_bytes
         self._settings = settings
-        self._authenticator = Authenticator(credentials, nonce_key, settings.nonce_lifetime, unix_time)
+        self._authenticator = Authenticator(credentials, nonce_keys, settings.nonce_lifetime, unix_time)
         rate = UnauthenticatedRate(settings.unauthenticated_rate)
         self._answers = Answers(self._authenticator, rate, settings.software, counters)
         self._relay_addresses = {family_of(relay.host): relay for relay in relay_addresses}
@@ -330,7 +330,7 @@ class TurnServer:
             return self._answers.error(request, families)
         if self._held[user] >= self._settings.user_quota or self.allocations >= self._settings.total_quota:
             return self._answers.error(request, 486)
-        allocation = Allocation(request.client, user, message.transaction_id)
+        allocation = Allocation(request.client, user, message.transaction_id, self._lifetime(message))
         if token is not None:
             return self._redeem(request, allocation, token)
         present = tuple(family for family in families if family in self._relay_addresses)
@@ -387,15 +387,14 @@ class TurnServer:
         self, request: Request, allocation: Allocation, errors: tuple[tuple[int, ErrorCode], ...]
     ) -> list[Effect]:
         """The allocation stands: remember it, join its addresses to the client, answer."""
-        lifetime = self._lifetime(request.message)
         allocation.advance(Event.OPENED)
-        allocation.expires = request.now + lifetime
+        allocation.expires = request.now + allocation.lifetime
         self._allocations[request.client] = allocation
         self._held[allocation.user] += 1
         self._arm(allocation)
         self.counters.count("turn_allocations_made")
         fields: list[Field] = [stun.XOR_RELAYED_ADDRESS(self._public(relay)) for relay in allocation.relays.values()]
-        fields += [stun.LIFETIME(lifetime), mapped_address(request.client)]
+        fields += [stun.LIFETIME(allocation.lifetime), mapped_address(request.client)]
         fields += [stun.ADDRESS_ERROR_CODE(error) for error in errors]
         if allocation.token:
             fields.append(stun.RESERVATION_TOKEN(allocation.token))

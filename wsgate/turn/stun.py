@@ -24,6 +24,9 @@ TRANSACTION_ID_BYTES = 12
 DATAGRAM_BYTES_MAX = 1500
 """No STUN message over this is parsed from UDP (rule S1)."""
 
+UNKNOWN_LISTED_MAX = 16
+"""How many unknown attributes a 420 names, so that it stays short (rules S3, S4)."""
+
 _HEADER = struct.Struct("!HHI12s")
 _TLV = struct.Struct("!HH")
 _COOKIE_BYTES = MAGIC_COOKIE.to_bytes(4, "big")
@@ -272,6 +275,11 @@ class Message:
         """Every value of `attribute`, in order. Raises ProtocolError."""
         return [self._unpacked(attribute, value) for number, value in self.values if number == attribute.number]
 
+    def note_unknown(self, number: int) -> None:
+        """Remember an attribute that is required and unknown; so many that a 420 stays short (rules S3, S4)."""
+        if number not in self.unknown and len(self.unknown) < UNKNOWN_LISTED_MAX:
+            self.unknown.append(number)
+
     def _unpacked(self, attribute: Attribute[T], value: bytes) -> T:
         try:
             return attribute.unpack(value, self.transaction_id)
@@ -346,12 +354,8 @@ def _read_attributes(message: Message, data: bytes) -> None:
             integrity[Integrity.SHA1] = start
         elif number in ATTRIBUTES:
             message.values.append((number, data[start + 4 : start + 4 + size]))
-        elif number < _COMPREHENSION_OPTIONAL and number not in message.unknown[:UNKNOWN_LISTED_MAX]:
-            message.unknown.append(number)
-
-
-UNKNOWN_LISTED_MAX = 16
-"""How many unknown attributes a 420 names, so that it stays short (rules S3, S4)."""
+        elif number < _COMPREHENSION_OPTIONAL:
+            message.note_unknown(number)
 
 
 def _read_fingerprint(data: bytes, start: int, end: int) -> None:
