@@ -88,6 +88,8 @@ class BackendSockets:
         self._websocket = websocket or WebSocketSettings()
         self._limits = limits or BackendLimits()
         self._datagrams = [self._datagram_socket(plain) for plain in udp_sockets]
+        self._default_v4 = self._default(socket.AF_INET, "0.0.0.0")
+        self._default_v6 = self._default(socket.AF_INET6, "::")
         self._listeners = list(tcp_listeners)
         self._arrived_at: dict[Address, DatagramSocket] = {}
         self._streams: dict[bytes, BackendStream] = {}
@@ -168,18 +170,20 @@ class BackendSockets:
         return datagrams
 
     def _send_datagram(self, hop: Hop, data: bytes) -> None:
-        datagrams = self._arrived_at.get(hop.address)
+        address = hop.address
+        datagrams = self._arrived_at.get(address) if self._arrived_at else None
         if datagrams is None:
-            host = hop.address.host
-            reaching = [one for one in self._datagrams if one.reaches(host)]
-            if not reaching:
+            datagrams = self._default_v6 if ":" in address.host else self._default_v4
+            if datagrams is None:
                 self._fail_later(hop, "no UDP socket for this address")
                 return
-            # A socket of the address's own family first: a dual one is the second choice for IPv4.
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            datagrams = next((one for one in reaching if one.family == family), reaching[0])
         self._counters.count("sip_udp_sent")
-        datagrams.send(data, hop.address)
+        datagrams.send(data, address)
+
+    def _default(self, family: socket.AddressFamily, host: str) -> DatagramSocket | None:
+        """The first socket that reaches the like of `host`; for IPv4 a dual one is the second choice."""
+        reaching = [one for one in self._datagrams if one.reaches(host)]
+        return next((one for one in reaching if one.family == family), reaching[0] if reaching else None)
 
     def _find(self, hop: Hop) -> BackendStream | None:
         stream = self._streams.get(hop.connection) if hop.connection else None
