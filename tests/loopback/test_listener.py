@@ -85,14 +85,16 @@ def test_stun_within_tls_is_closed_and_counted(tmp_path: Path) -> None:
 
 
 def test_tls_below_1_2_is_refused(tmp_path: Path) -> None:
+    body = b"\x03\x02" + bytes(32) + b"\x00" + b"\x00\x04\xc0\x09\xc0\x0a" + b"\x01\x00"
+    hello = b"\x01" + len(body).to_bytes(3, "big") + body
     with running(context=server_context(tmp_path), tls=Switch.ON) as server:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        context.set_ciphers("ALL:@SECLEVEL=0")
-        context.options |= ssl.OP_NO_TLSv1_2 | ssl.OP_NO_TLSv1_3
-        with pytest.raises(ssl.SSLError, match="alert"):
-            context.wrap_socket(server.connect())
+        browser = Browser(server.connect())
+        browser.send(b"\x16\x03\x01" + len(hello).to_bytes(2, "big") + hello)
+        answer = browser.read_body(7)
+        # Alert, fatal, protocol_version (RFC 5246 §7.2).
+        assert (answer[:1], answer[5:]) == (b"\x15", b"\x02\x46")
         wait_until(lambda: server.counters.values["listener_tls_failed"] == 1)
+        browser.close()
 
 
 def test_alpn_is_http_1_1(tmp_path: Path) -> None:
