@@ -64,23 +64,27 @@ GatewayFactory = Callable[["Configuration", Mapping[Endpoint, socket.socket], Fi
 
 
 def real_gateway() -> GatewayFactory:
-    """The gateway's class, and with it all code and files that it may need later, loaded while root may read them."""
+    """The gateway's class, and with it the files of the web phone, read while root may do so."""
+    from wsgate import web
+    from wsgate.gateway import Gateway
+
+    web.phone_files()
+    factory: GatewayFactory = Gateway
+    return factory
+
+
+def load_late() -> None:
+    """Import what would be imported later, when the new user may not read it any more."""
     from dns.rdata import get_rdata_class
     from dns.rdataclass import RdataClass
     from dns.rdatatype import RdataType
     from gevent import get_hub
-
-    from wsgate import web
-    from wsgate.gateway import Gateway
 
     get_hub()
     for name in LOADED_LATE:
         importlib.import_module(name)
     for kind in DNS_TYPES:
         get_rdata_class(RdataClass.IN, RdataType[kind])  # type: ignore[no-untyped-call]
-    web.phone_files()
-    factory: GatewayFactory = Gateway
-    return factory
 
 
 def main(start: WorkerStart, load_gateway: Callable[[], GatewayFactory] = real_gateway) -> int:
@@ -89,6 +93,7 @@ def main(start: WorkerStart, load_gateway: Callable[[], GatewayFactory] = real_g
         daemon.to_null()
     files = Files(Path(start.path).parent, start.descriptors)
     try:
+        load_late()
         Worker(start, files, load_gateway()).run()
     except WsgateError as error:
         start.channel.send("failed", text=files.named(str(error)))

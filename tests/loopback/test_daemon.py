@@ -1,0 +1,430 @@
+"""The daemon as processes: supervisor and worker, reload, stop, restart, what an administrator is told."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import signal
+import socket
+import ssl
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.interop.process import accepts, free_port, wait_for
+from tests.interop.raw import RawWebSocket
+from wsgate import certificate
+
+ROOT = Path(__file__).resolve().parents[2]
+STANDIN = [sys.executable, str(Path(__file__).with_name("standin.py"))]
+REAL = [sys.executable, "-m", "wsgate"]
+INI = """
+[wsgate]
+user = {user}
+drain_timeout = 1
+pidfile = wsgate.pid
+{process}
+[listener web]
+bind = 127.0.0.1:{port}
+tls = {tls}
+{listener}
+[sip]
+bind = 127.0.0.1:0
+{extra}
+"""
+
+
+class Running:
+    """One daemon and its ini file. `log` is what it wrote to standard error."""
+
+    def __init__(self, directory: Path, command: list[str], tls: str = "off", user: str = "") -> None:
+        self.directory, self.command, self.tls, self.user = directory, command, tls, user
+        self.port = free_port()
+        self.ini, self.log_file = directory / "wsgate.ini", directory / "stderr"
+        self.write()
+        self.popen: subprocess.Popen[bytes] | None = None
+
+    def write(self, extra: str = "", process: str = "", listener: str = "") -> None:
+        text = INI.format(port=self.port, tls=self.tls, user=self.user, extra=extra, process=process, listener=listener)
+        self.ini.write_text(text)
+
+    def launch(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+        with self.log_file.open("ab") as log:
+            self.popen = subprocess.Popen(
+                [*self.command, "-c", str(self.ini), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+                cwd=self.directory,
+            )
+        return self.popen
+
+    def start(self, *arguments: str, **environment: str) -> Running:
+        popen = self.launch(*arguments, **environment)
+        wait_for(lambda: popen.poll() is not None or "is ready" in self.log, "the daemon to be ready", 20)
+        assert popen.poll() is None, self.log
+        return self
+
+    def fails(self, *arguments: str) -> list[str]:
+        """Start and see it end with 1; the lines it wrote."""
+        assert self.launch(*arguments).wait(20) == 1
+        return self.log.splitlines()
+
+    @property
+    def pid(self) -> int:
+        assert self.popen is not None
+        return self.popen.pid
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text()
+
+    def ask(self) -> dict[str, Any]:
+        """What the stand-in tells."""
+        with socket.create_connection(("127.0.0.1", self.port), 10) as connection:
+            answer: dict[str, Any] = json.loads(connection.makefile().readline())
+        return answer
+
+    def signal(self, number: int) -> None:
+        assert self.popen is not None
+        self.popen.send_signal(number)
+
+    def count(self, text: str) -> int:
+        return self.log.count(text)
+
+    def stop(self) -> int:
+        assert self.popen is not None
+        if self.popen.poll() is None:
+            self.popen.terminate()
+        try:
+            return self.popen.wait(20)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            raise
+
+
+Start = Callable[..., Running]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Start]:
+    made: list[Running] = []
+
+    def make_one(command: list[str] = STANDIN, directory: Path = tmp_path, **options: Any) -> Running:
+        made.append(Running(directory, command, **options))
+        return made[-1]
+
+    yield make_one
+    for one in made:
+        if one.popen is not None:
+            one.stop()
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_the_worker_gets_sockets_and_files_and_stops_with_1001(make: Start):
+    running = make().start()
+    facts = running.ask()
+    assert facts["supervisor"] == running.pid
+    kinds = [kind for kind, _ in facts["endpoints"]]
+    assert kinds == ["listener", "sip-udp", "sip-tcp"]
+    assert facts["endpoints"][1][1] == facts["endpoints"][2][1] != 0
+    assert facts["files"]["wsgate.key"] == (running.directory / "wsgate.key").read_text()
+    assert (running.directory / "wsgate.pid").read_text() == f"{running.pid}\n"
+    assert running.stop() == 0
+    assert (running.directory / "stopped").read_text() == "1001"
+    assert gone(facts["pid"])
+    assert not (running.directory / "wsgate.pid").exists()
+    assert not accepts("127.0.0.1", running.port)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_real_gateway_closes_websockets_with_1001(make: Start, number: int):
+    running = make(REAL).start()
+    browser = RawWebSocket(("127.0.0.1", running.port))
+    worker = psutil.Process(running.pid).children()[0].pid
+    running.signal(number)
+    assert browser.receive() is None
+    assert browser.close_code == 1001
+    browser.send_frame(8, b"\x03\xe9")
+    assert running.stop() == 0
+    assert gone(worker)
+    assert not accepts("127.0.0.1", running.port)
+
+
+def test_a_worker_that_died_is_replaced_and_no_connection_is_refused(make: Start):
+    running = make().start()
+    first = running.ask()["pid"]
+    os.kill(first, signal.SIGKILL)
+    second = running.ask()["pid"]
+    assert second != first
+    assert f"worker {first} ended with signal 9; starting another in 0.5 seconds" in running.log
+    os.kill(second, signal.SIGKILL)
+    running.ask()
+    assert "starting another in 1 seconds" in running.log
+
+
+def test_a_worker_that_cannot_start_again_is_tried_again(make: Start):
+    running = make().start()
+    first = running.ask()["pid"]
+    (running.directory / "start-dies").touch()
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: "ended with status 7" in running.log, "the second worker to die")
+    (running.directory / "start-dies").unlink()
+    assert running.ask()["pid"] != first
+
+
+def test_when_the_supervisor_is_killed_the_worker_stops(make: Start):
+    running = make().start()
+    worker = running.ask()["pid"]
+    running.signal(signal.SIGKILL)
+    wait_for(lambda: gone(worker), "the worker to end")
+    assert (running.directory / "stopped").read_text() == "1001"
+
+
+def test_a_reload_hands_over_what_was_changed_and_leaks_nothing(make: Start):
+    running = make().start()
+    before = running.ask()
+    for number in range(1, 4):
+        users = running.directory / "users.htdigest"
+        users.write_text(f"version {number}")
+        running.write("[backend a.test]\ntarget = embedded\n")
+        running.signal(signal.SIGHUP)
+        wait_for(lambda number=number: running.count("reloaded") == number, "the reload")
+        facts = running.ask()
+        assert facts["files"]["users.htdigest"] == f"version {number}"
+        assert (facts["pid"], facts["reloads"]) == (before["pid"], number)
+    assert facts["descriptors"] <= before["descriptors"] + 1
+    supervisor = psutil.Process(running.pid).num_fds()
+    running.signal(signal.SIGHUP)
+    wait_for(lambda: running.count("reloaded") == 4, "the reload")
+    assert psutil.Process(running.pid).num_fds() == supervisor
+
+
+def test_a_reload_with_a_mistake_changes_nothing(make: Start):
+    running = make().start()
+    first = running.ask()
+    running.write("[web]\nphone = perhaps\n")
+    running.signal(signal.SIGHUP)
+    wait_for(lambda: "reload refused" in running.log, "the refusal")
+    assert f"{running.ini} [web] phone: 'perhaps' cannot be used" in running.log
+    os.kill(first["pid"], signal.SIGKILL)
+    second = running.ask()
+    assert second["files"] == first["files"]
+
+
+def test_a_reload_that_the_worker_refuses_changes_nothing(make: Start):
+    running = make().start()
+    first = running.ask()
+    key_file = running.directory / "wsgate.key"
+    key_file.write_text(key_file.read_text().replace(":", ":00"))
+    (running.directory / "reload-fails").touch()
+    running.signal(signal.SIGHUP)
+    wait_for(lambda: "reload refused" in running.log, "the refusal")
+    assert f"the stand-in cannot use {key_file}" in running.log
+    os.kill(first["pid"], signal.SIGKILL)
+    assert running.ask()["files"] == first["files"]
+
+
+def test_addresses_change_with_a_restart_and_that_is_said(make: Start):
+    running = make().start()
+    running.ini.write_text(running.ini.read_text().replace(str(running.port), str(free_port())))
+    running.signal(signal.SIGHUP)
+    wait_for(lambda: "reloaded" in running.log, "the reload")
+    assert "changed addresses and ports take effect with a restart" in running.log
+    assert running.ask()["reloads"] == 1
+
+
+def test_logs_are_reopened(make: Start):
+    running = make()
+    running.write(process="log_target = wsgate.log")
+    log, old = running.directory / "wsgate.log", running.directory / "wsgate.log.1"
+    running.launch()
+    wait_for(lambda: log.exists() and "is ready" in log.read_text(), "the log", 20)
+    running.ask()
+    assert "asked" in log.read_text()
+    log.rename(old)
+    running.signal(signal.SIGHUP)
+    wait_for(lambda: log.exists() and "reloaded" in log.read_text(), "the new log")
+    running.ask()
+    wait_for(lambda: "asked" in log.read_text(), "the worker to write into the new log")
+    assert old.read_text().count("asked") == 1
+    assert running.log == ""
+
+
+def test_daemon_mode_returns_when_ready_and_only_one_can_run(make: Start):
+    running = make()
+    running.write(process="log_target = wsgate.log")
+    assert running.launch("--daemon").wait(20) == 0
+    pid = int((running.directory / "wsgate.pid").read_text())
+    try:
+        facts = running.ask()
+        assert facts["supervisor"] == pid
+        assert os.getsid(pid) != os.getsid(0)
+        assert os.readlink(f"/proc/{pid}/fd/2") == os.readlink(f"/proc/{facts['pid']}/fd/0") == "/dev/null"
+        assert running.launch("--daemon").wait(20) == 1
+        assert f"wsgate is running already, as process {pid}" in running.log
+        assert running.ask()["pid"] == facts["pid"]
+    finally:
+        os.kill(pid, signal.SIGTERM)
+        wait_for(lambda: gone(pid), "the daemon to stop")
+    assert not (running.directory / "wsgate.pid").exists()
+    assert gone(facts["pid"])
+
+
+def test_daemon_mode_reports_errors_before_it_detaches(make: Start):
+    running = make()
+    (running.directory / "start-fails").touch()
+    lines = running.fails("--daemon")
+    assert lines[-1] == f"wsgate: the stand-in cannot read {running.directory}/wsgate.key"
+    assert not accepts("127.0.0.1", running.port)
+    assert not (running.directory / "wsgate.pid").exists()
+
+
+@pytest.mark.parametrize("command", [STANDIN, REAL], ids=["stand-in", "real"])
+def test_a_port_in_use_is_one_line_and_nothing_is_half_started(make: Start, command: list[str]):
+    running = make(command)
+    other = free_port()
+    with socket.create_server(("127.0.0.1", other)):
+        running.write(f"[listener other]\nbind = 127.0.0.1:{other}\ntls = off\n")
+        lines = running.fails()
+    assert [line for line in lines if "cannot" in line] == [
+        f"wsgate: {running.ini} [listener other] bind: cannot open TCP 127.0.0.1:{other}: Address already in use"
+    ]
+    assert not accepts("127.0.0.1", running.port)
+    assert not (running.directory / "wsgate.pid").exists()
+
+
+@pytest.mark.parametrize(
+    ("listener", "made", "says"),
+    [
+        ("certificate = none.pem", None, "[listener web] certificate: cannot read {}/none.pem: No such file"),
+        ("certificate = bad.pem", "bad.pem", "cannot use the certificate and key in {}/bad.pem"),
+    ],
+)
+def test_a_key_that_cannot_be_read_is_one_line(make: Start, listener: str, made: str | None, says: str):
+    running = make(REAL, tls="on")
+    running.write(listener=listener)
+    if made:
+        (running.directory / made).write_text("nonsense")
+    lines = running.fails()
+    assert lines[-1].startswith("wsgate: ")
+    assert says.format(running.directory) in lines[-1]
+    assert sum("Traceback" in line for line in lines) == 0
+    assert not accepts("127.0.0.1", running.port)
+
+
+def test_a_user_that_does_not_exist_is_one_line(make: Start):
+    running = make(user="no-such-user-here")
+    lines = running.fails()
+    assert len(lines) <= 2
+    assert "[wsgate] user: there is no user 'no-such-user-here'" in lines[-1]
+
+
+def test_a_user_file_that_is_missing_says_how_to_make_it(make: Start):
+    running = make(REAL)
+    running.write("[backend a.test]\ntarget = embedded\n")
+    assert "make it with: wsgate user add" in running.fails()[-1]
+
+
+def test_a_mistake_in_the_file_is_one_line(make: Start):
+    running = make(REAL)
+    running.write("[sipp]\n")
+    assert [line for line in running.fails() if "did you mean [sip]?" in line] == running.log.splitlines()
+
+
+def test_the_key_file_and_the_certificate_are_made_once_for_the_owner_alone(make: Start):
+    running = make(REAL, tls="on").start()
+    names = ("wsgate.key", "wsgate.pem", "wsgate-key.pem")
+    first = {name: (running.directory / name).read_bytes() for name in names}
+    assert {stat.S_IMODE((running.directory / name).stat().st_mode) for name in names} == {0o600}
+    context = ssl.create_default_context(cafile=str(running.directory / "wsgate.pem"))
+    plain = socket.create_connection(("127.0.0.1", running.port), 5)
+    with context.wrap_socket(plain, server_hostname="localhost") as secure:
+        assert secure.version() in ("TLSv1.2", "TLSv1.3")
+    running.stop()
+    running.log_file.unlink()
+    running.start()
+    assert first == {name: (running.directory / name).read_bytes() for name in names}
+
+
+def served(port: int) -> bytes:
+    """The certificate that a new connection is shown."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with socket.create_connection(("127.0.0.1", port), 5) as plain, context.wrap_socket(plain) as secure:
+        shown = secure.getpeercert(binary_form=True)
+    assert shown is not None
+    return shown
+
+
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """A directory that another user can reach (pytest's own is closed to others)."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.mark.root
+def test_the_worker_gives_up_root_for_good(make: Start, open_directory: Path):
+    open_directory.chmod(0o777)
+    running = make(directory=open_directory, user="nobody").start()
+    facts = running.ask()
+    status = psutil.Process(facts["pid"])
+    assert set(status.uids()) == set(status.gids()) == {65534}
+    assert set(facts["groups"]) <= {65534}
+    assert set(psutil.Process(running.pid).uids()) == {0}
+    assert stat.S_IMODE((open_directory / "wsgate.key").stat().st_mode) == 0o600
+    assert facts["files"]["wsgate.key"] == (open_directory / "wsgate.key").read_text()
+
+
+@pytest.mark.root
+def test_a_reload_serves_a_new_certificate_that_only_root_may_read(make: Start, open_directory: Path):
+    running = make(REAL, tls="auto", directory=open_directory, user="nobody").start()
+    browser = RawWebSocket(("127.0.0.1", running.port))
+    old = served(running.port)
+    running_names = ("wsgate.pem", "wsgate-key.pem")
+    now = datetime.datetime.now(datetime.timezone.utc)
+    for name, data in zip(running_names, certificate.self_signed(["new.test"], now), strict=True):
+        (open_directory / name).write_bytes(data)
+        assert stat.S_IMODE((open_directory / name).stat().st_mode) == 0o600
+    assert served(running.port) == old
+    running.signal(signal.SIGHUP)
+    wait_for(lambda: "reloaded" in running.log, "the reload")
+    assert served(running.port) == ssl.PEM_cert_to_DER_cert((open_directory / "wsgate.pem").read_text())
+    browser.send(b"\r\n\r\n")
+    assert browser.receive() == b"\r\n"
+
+
+def test_systemd_is_told(make: Start, tmp_path: Path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        listener.settimeout(10)
+        running = make().start(NOTIFY_SOCKET=str(tmp_path / "notify"))
+        assert listener.recv(1000) == f"READY=1\nMAINPID={running.pid}".encode()
+        running.signal(signal.SIGHUP)
+        assert listener.recv(1000).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+        assert listener.recv(1000) == b"READY=1"
+        running.stop()
+        assert listener.recv(1000) == b"STOPPING=1"
+
+
+def test_the_supervisor_imports_no_gevent_while_it_runs(make: Start):
+    running = make(REAL).start()
+    maps = Path(f"/proc/{running.pid}/maps").read_text()
+    worker = psutil.Process(running.pid).children()[0].pid
+    assert "gevent" not in maps
+    assert "greenlet" not in maps
+    assert "gevent" in Path(f"/proc/{worker}/maps").read_text()
