@@ -22,8 +22,8 @@ FLOORS = {
         " turn/auth turn/peers turn/allocation turn/answers turn/server"
     ),
     "net": (
-        "net/clock net/tls net/dtls net/stream net/datagram net/forwarded net/upgrade net/listener net/nameserver"
-        " net/resolver net/backend_stream net/backend net/relay"
+        "net/clock net/tls net/dtls net/readers net/stream net/datagram net/forwarded net/upgrade net/listener"
+        " net/nameserver net/resolver net/backend_stream net/backend net/relay"
     ),
     "assembly": "config web signalling media gateway",
     "process": "userfile control daemon plan sockets supervisor worker cli __main__",

@@ -11,10 +11,8 @@ import heapq
 import os
 import socket
 import struct
-from collections import deque
 from typing import Any, NamedTuple, Protocol
 
-import gevent
 from gevent import get_hub, ssl
 
 from wsgate.addr import Address
@@ -22,6 +20,7 @@ from wsgate.guard import Guard, MessageRate, Verdict
 from wsgate.log import logger
 from wsgate.metrics import Counters
 from wsgate.net.clock import LoopTimer, now
+from wsgate.net.readers import Readers
 from wsgate.ws.connection import Closed, Connection, Event, Message, Role, State, WebSocketSettings
 from wsgate.ws.frames import CloseCode
 
@@ -33,11 +32,6 @@ READS_PER_TURN = 4
 
 LINGER_TIMEOUT = 2.0
 """Seconds for the last bytes to leave and for the peer to close TCP; until then what it sends is thrown away."""
-
-MAX_READERS = 256
-"""Reader greenlets; more than one exists only while a handler blocks."""
-
-IDLE_READERS = 4
 
 _READ, _WRITE = 1, 2
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -354,10 +348,7 @@ class Streams:
         self.read_view = memoryview(bytearray(READ_BYTES))
         self._handler = handler
         self._open: set[WebSocketStream] = set()
-        self._ready: deque[WebSocketStream] = deque()
-        self._idle: list[Any] = []
-        self._readers = 0
-        self._waking = False
+        self._readers: Readers[WebSocketStream] = Readers(self._serve)
         self._timers: list[tuple[float, int, WebSocketStream]] = []
         self._timer_number = 0
         self._loop_timer = LoopTimer(self._tick)
@@ -393,31 +384,18 @@ class Streams:
             self._finish(stream)
         self._loop_timer.stop()
         self._timers.clear()
-        gevent.killall(self._idle)
-        self._idle.clear()
+        self._readers.stop()
 
     def readable(self, stream: WebSocketStream) -> None:
         """The watcher of `stream` fired. Runs in the hub."""
-        if stream.busy or self._readers >= MAX_READERS:
+        if stream.busy or self._readers.all_held_up:
             # Its reader is held up by the handler: the loop is not to spin until then.
             stream.pause()
         self.ready(stream)
 
     def ready(self, stream: WebSocketStream) -> None:
         """Have `stream` drained, or the handler told of its end, by a reader."""
-        if not stream.queued:
-            stream.queued = True
-            self._ready.append(stream)
-        if self._waking:
-            return
-        if self._idle:
-            get_hub().loop.run_callback(self._idle.pop().switch)
-        elif self._readers < MAX_READERS:
-            self._readers += 1
-            gevent.spawn(self._read)
-        else:
-            return
-        self._waking = True
+        self._readers.ready(stream)
 
     def schedule(self, stream: WebSocketStream, at: float | None) -> None:
         """Call `handle_timer` of `stream` at `at`."""
@@ -454,26 +432,7 @@ class Streams:
         self.counters.count("internal_errors")
         stream.close(CloseCode.INTERNAL_ERROR, "internal error")
 
-    def _read(self) -> None:
-        """A reader: drains what is ready, batch by batch so that the loop sees the others in between."""
-        while True:
-            self._waking = False
-            while self._ready:
-                for _ in range(len(self._ready)):
-                    if self._ready:
-                        self._serve(self._ready.popleft())
-                if self._ready:
-                    gevent.sleep(0)
-            if len(self._idle) >= IDLE_READERS:
-                self._readers -= 1
-                return
-            self._idle.append(gevent.getcurrent())
-            get_hub().switch()
-
     def _serve(self, stream: WebSocketStream) -> None:
-        stream.queued = False
-        if stream.busy:
-            return
         if not stream.has_ended:
             stream.drain()
         if stream.has_ended:
