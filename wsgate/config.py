@@ -38,7 +38,7 @@ from wsgate.settings import (
 )
 from wsgate.sip.proxy import SipSettings
 from wsgate.sip.registrar import RegistrarSettings
-from wsgate.sip.targets import BackendSettings
+from wsgate.sip.targets import EMBEDDED, BackendSettings
 from wsgate.turn.server import TurnSettings
 from wsgate.ws.connection import WebSocketSettings
 
@@ -50,9 +50,6 @@ SELF_SIGNED_PRIVATE_KEY = "wsgate-key.pem"
 
 MAX_INI_BYTES = 4 * 1024 * 1024
 """An ini file beyond this is refused: somebody named the wrong file."""
-
-EMBEDDED_TARGET = "embedded"
-"""The `target` of a backend that is wsgate's own registrar."""
 
 
 def _name(text: str) -> str:
@@ -144,7 +141,7 @@ class Configuration:
     @property
     def embedded_domains(self) -> tuple[str, ...]:
         """The domains that the embedded registrar serves, as in the file."""
-        return tuple(domain for domain, backend in self.backends.items() if backend.target == EMBEDDED_TARGET)
+        return tuple(domain for domain, backend in self.backends.items() if backend.target == EMBEDDED)
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         """Every socket of this configuration, in the order of the file."""
@@ -461,18 +458,12 @@ def _overlap(one: Address, other: Address) -> bool:
 def _check_backends(configuration: Configuration) -> None:
     for domain, backend in configuration.backends.items():
         place = {"file": configuration.path, "section": f"backend {domain}"}
-        target = backend.target
-        if target != EMBEDDED_TARGET and not target.lower().startswith(("sip:", "sips:")):
-            problem = f"{target!r} is no target" if target else "the target is missing"
-            raise ConfigurationError(
-                problem, **place, option="target", allowed="a SIP URI (sip:..., sips:...) or embedded"
-            )
+        if not backend.target:
+            allowed = "a SIP URI (sip:..., sips:...) or embedded"
+            raise ConfigurationError("the target is missing", **place, option="target", allowed=allowed)
         if not backend.transports:
-            raise ConfigurationError(
-                "at least one transport is needed", **place, option="transports", allowed="udp, tcp, tls, ws, wss"
-            )
-        if not backend.ws_path.startswith("/"):
-            raise ConfigurationError(f"{backend.ws_path!r} is no path", **place, option="ws_path", allowed="/...")
+            allowed = "udp, tcp, tls, ws, wss"
+            raise ConfigurationError("at least one is needed", **place, option="transports", allowed=allowed)
 
 
 def _check_ranges(configuration: Configuration) -> None:

@@ -1,0 +1,126 @@
+"""The command `wsgate`: what it prints, its exit status, the user file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from wsgate import __version__
+
+ROOT = Path(__file__).resolve().parents[2]
+INI = "[listener web]\nbind = 127.0.0.1:0\ntls = off\n[registrar]\nrealm = a.test\nusers = users\n"
+EMBEDDED = "[backend a.test]\ntarget = embedded\n"
+
+
+def wsgate(*arguments: str | Path, given: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "wsgate", *map(str, arguments)],
+        input=given,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+
+
+@pytest.fixture
+def ini(tmp_path: Path) -> Path:
+    path = tmp_path / "wsgate.ini"
+    path.write_text(INI)
+    return path
+
+
+def test_version():
+    result = wsgate("--version")
+    assert (result.returncode, result.stdout) == (0, f"wsgate {__version__}\n")
+
+
+def test_without_a_file_it_says_how():
+    result = wsgate()
+    assert result.returncode == 1
+    assert "wsgate -c FILE" in result.stderr
+
+
+def test_wrong_usage_is_2():
+    assert wsgate("--no-such-option").returncode == 2
+
+
+def test_a_good_file_is_0_and_makes_nothing(ini: Path):
+    result = wsgate("--check-config", "-c", ini)
+    assert result.returncode == 0
+    assert result.stdout.endswith(f"{ini}: good\n")
+    assert [path.name for path in ini.parent.iterdir()] == ["wsgate.ini"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[limits]\nconections = 1\n", "[limits] conections: unknown option; did you mean connections? (allowed: conn"),
+        (
+            "[limits]\nconnections = many\n",
+            "[limits] connections: 'many' cannot be used: it is not a number (allowed: a",
+        ),
+        (EMBEDDED, "[registrar] users: there is no file"),
+        ("[wsgate]\nuser = no-such-user-here\n", "[wsgate] user: there is no user 'no-such-user-here' (allowed: auto"),
+        ("[wsgate]\ngroup = no-such-group\n", "[wsgate] group: there is no group 'no-such-group' (allowed: auto"),
+    ],
+)
+def test_a_bad_file_is_1_with_one_sentence(ini: Path, text: str, says: str):
+    ini.write_text(INI + text)
+    result = wsgate("--check-config", "-c", ini)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"wsgate: {ini} {says}")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_check_config_shows_what_has_no_effect(ini: Path):
+    ini.write_text(INI + "[wsgate]\nworkers = 2\n")
+    result = wsgate("--check-config", "-c", ini)
+    assert result.returncode == 0
+    assert "[wsgate] workers: no effect" in result.stdout
+
+
+def test_users_are_added_listed_changed_and_removed(ini: Path):
+    users = ini.with_name("users")
+    assert wsgate("user", "add", "-c", ini, "alice", "--password-stdin", given="sec:ret\n").returncode == 0
+    md5 = hashlib.md5(b"alice:a.test:sec:ret").hexdigest()
+    sha256 = hashlib.sha256(b"alice:a.test:sec:ret").hexdigest()
+    assert users.read_text() == f"alice:a.test:{md5}:{sha256}\n"
+    assert stat.S_IMODE(users.stat().st_mode) == 0o600
+    assert "changed" in wsgate("user", "add", "-c", ini, "alice", "--password-stdin", given="other\n").stdout
+    assert md5 not in users.read_text()
+    wsgate("user", "add", "-c", ini, "bob", "--password-stdin", given="x\n")
+    assert wsgate("user", "list", "-c", ini).stdout == "alice@a.test\nbob@a.test\n"
+    assert wsgate("user", "del", "-c", ini, "alice").returncode == 0
+    assert wsgate("user", "list", "-c", ini).stdout == "bob@a.test\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given", "says"),
+    [
+        (("del", "nobody-here"), "", "no user nobody-here"),
+        (("list",), "", "No such file"),
+        (("add", "a:b", "--password-stdin"), "x\n", "colon"),
+        (("add", "alice", "--password-stdin"), "\n", "password must have 1 to"),
+        (("add", "alice", "--password-stdin"), "x" * 2000, "password must have 1 to"),
+    ],
+)
+def test_user_mistakes_are_1_with_one_sentence(ini: Path, arguments: tuple[str, ...], given: str, says: str):
+    action, *rest = arguments
+    result = wsgate("user", action, "-c", ini, *rest, given=given)
+    assert result.returncode == 1
+    assert result.stderr.startswith("wsgate: ")
+    assert says in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_password_is_never_taken_from_the_command_line(ini: Path):
+    assert wsgate("user", "add", "-c", ini, "alice", "secret").returncode == 2
+    assert not ini.with_name("users").exists()
