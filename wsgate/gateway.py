@@ -23,7 +23,8 @@ from wsgate.keys import Key
 from wsgate.log import logger
 from wsgate.media import Media
 from wsgate.metrics import Counters
-from wsgate.net.backend import BackendSockets
+from wsgate.net.backend import BackendLimits, BackendSockets
+from wsgate.net.backend_stream import StreamLimits
 from wsgate.net.clock import now
 from wsgate.net.listener import Listener
 from wsgate.net.resolver import Resolver
@@ -64,7 +65,10 @@ class Gateway:
         self._directory = Directory(configuration.sip.reconnect_grace)
         self._digest = self._new_digest(configuration, files)
         self._resolver = Resolver(
-            configuration.dns, self._counters, own=self._own_addresses(), random_float=random.random
+            configuration.dns,
+            self._counters,
+            own=self._own_addresses() | self._names.known_as(),
+            random_float=random.random,
         )
         self._edge = self._new_edge(configuration)
         self._signalling = Signalling(self._edge, self._resolver, self._counters)
@@ -198,6 +202,12 @@ class Gateway:
             self._edge.is_trusted,
             self._counters,
             self._configuration.websocket,
+            BackendLimits(
+                stream=StreamLimits(
+                    header_bytes=self._configuration.sip.max_header_bytes,
+                    message_bytes=self._configuration.websocket.max_message_bytes,
+                )
+            ),
         )
 
     def _new_listener(self, name: str, files: Files) -> Listener:

@@ -57,6 +57,13 @@ class Names:
             return True
         return uri.host in self._bare and bool(set(ports) & set(_default_ports(uri)))
 
+    def known_as(self) -> set[Address]:
+        """Every address by which wsgate is known from the configuration; an alias without port on 443, 80 and 5060.
+
+        A company's SIP+D2W record may point here, also by the name of the relay in front (rule N1).
+        """
+        return self._exact | {Address(host, port) for host in self._bare for port in (443, 80, 5060)}
+
     def is_own_address(self, address: Address) -> bool:
         """True when a packet to `address` would come back to wsgate itself."""
         return address in self._exact or address in self._connections
