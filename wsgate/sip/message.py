@@ -23,7 +23,7 @@ from wsgate.sip.headers import (
 )
 
 MAX_HEADERS = 512
-"""Header lines that one message may have."""
+"""Header lines, broken ones included, that one message may have."""
 
 COMPACT_FORMS = {
     b"v": b"via",
@@ -48,10 +48,11 @@ COMPACT_FORMS = {
 }
 """RFC 3261 §7.3.3 and the registry of later RFCs: one letter to the lower-case long name."""
 
-_HEADER = re.compile(rb"([^\s:]+)[ \t]*:([^\r\n]*(?:\r\n[ \t][^\r\n]*)*)\r\n")
+# A header with its folds, or else one broken line: the scan never has to search for the next match.
+_HEADER = re.compile(rb"([^\s:]+)[ \t]*:([^\r\n]*(?:\r\n[ \t][^\r\n]*)*)\r\n|[^\n]*\n")
 _REQUEST_LINE = re.compile(rb"([^\s]+) ([^\s]+) (SIP/[^\s]+)\Z", re.IGNORECASE)
 _STATUS_LINE = re.compile(rb"SIP/2\.0 ([1-6][0-9]{2})(?: ([^\r\n]*))?\Z", re.IGNORECASE)
-_SINGLE = (b"from", b"to", b"call-id", b"cseq", b"max-forwards", b"content-length")
+_SINGLE = frozenset((b"from", b"to", b"call-id", b"cseq", b"max-forwards", b"content-length"))
 _REQUIRED = (b"via", b"from", b"to", b"call-id", b"cseq")
 
 
@@ -70,6 +71,7 @@ class Message:
 
     __slots__ = (
         "_cseq",
+        "_first",
         "_from",
         "_to",
         "_via",
@@ -94,6 +96,7 @@ class Message:
         self.headers: list[Header] = []
         self.line_end = 0
         self.body_start = 0
+        self._first: dict[bytes, Header] = {}
         self._cseq: tuple[int, bytes] | None = None
         self._from: NameAddr | None = None
         self._to: NameAddr | None = None
@@ -129,10 +132,8 @@ class Message:
 
     def header(self, name: bytes) -> bytes | None:
         """The value of the first header line called `name` (lower case, long form), unfolded; None when absent."""
-        for header in self.headers:
-            if header.name == name:
-                return self._value(header)
-        return None
+        header = self._first.get(name)
+        return None if header is None else self._value(header)
 
     def lines(self, name: bytes) -> list[bytes]:
         """The values of all header lines called `name`, unfolded, not split at commas."""
@@ -225,45 +226,43 @@ class Message:
             self.flaw = "malformed method"
 
     def _read_headers(self, end: int) -> None:
-        data = self.data
         headers = self.headers
-        position = self.line_end
-        while position < end:
-            found = _HEADER.match(data, position, end)
-            if found is None:
-                # Step over the broken line, so that the rest can still serve to answer.
-                self.flaw = self.flaw or "malformed header line"
-                position = data.index(b"\n", position) + 1
-                continue
-            if len(headers) >= MAX_HEADERS:
+        first = self._first
+        new = tuple.__new__
+        for number, found in enumerate(_HEADER.finditer(self.data, self.line_end, end)):
+            if number >= MAX_HEADERS:
                 self.flaw = self.flaw or "too many header lines"
                 return
-            name = found[1].lower()
-            headers.append(
-                Header(COMPACT_FORMS.get(name, name), found.start(), found.start(2), found.end(2), found.end())
-            )
-            position = found.end()
+            name = found[1]
+            if name is None:
+                # Step over the broken line, so that the rest can still serve to answer.
+                self.flaw = self.flaw or "malformed header line"
+                continue
+            name = name.lower()
+            if len(name) == 1:
+                name = COMPACT_FORMS.get(name, name)
+            start, stop = found.span()
+            value_start, value_end = found.span(2)
+            # Not Header(...): the same object at half the price, for every line of every message.
+            header = new(Header, (name, start, value_start, value_end, stop))
+            headers.append(header)
+            if first.setdefault(name, header) is not header and name in _SINGLE:
+                self.flaw = self.flaw or f"more than one {name.decode()}"
 
     def _judge(self) -> None:
-        counts: dict[bytes, int] = {}
-        for header in self.headers:
-            counts[header.name] = counts.get(header.name, 0) + 1
         if self.flaw:
             return
-        for name in _SINGLE:
-            if counts.get(name, 0) > 1:
-                self.flaw = f"more than one {name.decode()}"
-                return
+        first = self._first
         for name in _REQUIRED:
-            if name not in counts:
+            if name not in first:
                 self.flaw = f"no {name.decode()}"
                 return
         try:
-            self._judge_values(counts)
+            self._judge_values()
         except ProtocolError as error:
             self.flaw = error.reason
 
-    def _judge_values(self, counts: dict[bytes, int]) -> None:
+    def _judge_values(self) -> None:
         _ = self.via
         if not self.call_id:
             raise ProtocolError("empty Call-ID")
@@ -272,8 +271,9 @@ class Message:
         method = self.cseq[1]
         if self.is_request and method != self.method:
             raise ProtocolError("CSeq names another method")
-        if b"content-length" in counts:
-            self._fit_body(self.header(b"content-length") or b"")
+        length = self.header(b"content-length")
+        if length is not None:
+            self._fit_body(length)
 
     def _fit_body(self, value: bytes) -> None:
         if not value.isdigit() or len(value) > 10:
