@@ -19,7 +19,6 @@ user =
 group =
 log_level = debug
 key_file = {directory}/wsgate.key
-control_socket = {directory}/wsgate.sock
 drain_timeout = 1
 
 [listener plain]

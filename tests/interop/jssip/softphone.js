@@ -42,7 +42,7 @@ agent.on('newRTCSession', (data) => {
             event: name,
             originator: detail && detail.originator,
             cause: detail && detail.cause,
-            status: detail && detail.message && detail.message.status_code,
+            status: ((detail && (detail.message || detail.response)) || {}).status_code,
         }));
     }
 });
