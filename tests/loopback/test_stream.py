@@ -14,6 +14,7 @@ from gevent.event import Event
 from tests.loopback.websocket_peer import Recorder, Running, echo, head, running, server_context, wait_until
 from wsgate import guard
 from wsgate.guard import LimitSettings
+from wsgate.net import stream as stream_module
 from wsgate.net.readers import MAX_READERS
 from wsgate.net.stream import WebSocketStream
 from wsgate.settings import Switch
@@ -88,6 +89,31 @@ def test_h3_a_close_is_answered_and_tcp_closes(start: Start, tls: bool) -> None:
         browser.send_frame(Opcode.CLOSE, close_body(3000, "bye"))
         assert browser.read_close() == 3000
         wait_until(lambda: server.guard.connections == 0)
+        browser.close()
+
+
+def test_the_handler_need_not_wait_for_a_peer_that_keeps_tcp_open(
+    start: Start, tls: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_module, "LINGER_TIMEOUT", 0.3)
+    with start() as server:
+        browser = server.browser(tls)
+        browser.send_frame(Opcode.CLOSE, close_body(1000))
+        wait_until(lambda: server.handler.ended)
+        assert server.guard.connections == 1
+        browser.send(b"thrown away")
+        wait_until(lambda: server.guard.connections == 0)
+        assert len(server.handler.ended) == 1
+        browser.close()
+
+
+def test_stop_sends_what_is_queued_and_tells_the_handler(start: Start, tls: bool) -> None:
+    with start() as server:
+        browser = server.browser(tls)
+        server.listener.close(1001, "")
+        server.listener.stop()
+        assert len(server.handler.ended) == 1
+        assert browser.read_frame() == (Opcode.CLOSE, close_body(1001))
         browser.close()
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import random
+import socket
 
 import pytest
 
@@ -78,6 +81,29 @@ def test_h2_the_answer_is_exactly_sip_without_any_extension_and_first_frames_may
         assert browser.read_frame() == (Opcode.TEXT, b"second")
         assert server.handler.messages == [b"first", b"second"]
         browser.close()
+
+
+def test_damaged_requests_get_an_answer_or_the_end_and_harm_nothing() -> None:
+    choose = random.Random(7)
+    answers = set()
+    with running(Recorder(echo), limits=LimitSettings(upgrades_per_second=1000)) as server:
+        for _ in range(300):
+            request = bytearray(head(Origin="https://phone.test", X_Forwarded_For="192.0.2.1"))
+            for _ in range(choose.randint(1, 4)):
+                place = choose.randrange(len(request))
+                request[place : place + choose.randint(0, 3)] = choose.randbytes(choose.randint(0, 3))
+            browser = Browser(server.connect())
+            browser.send(bytes(request) + b"\r\n\r\n")
+            browser.sock.shutdown(socket.SHUT_WR)
+            # What is no HTTP by its first byte is closed unread.
+            with contextlib.suppress(ConnectionResetError):
+                browser.read_to_end()
+            answers.add(browser.buffer[:12])
+            browser.close()
+        assert server.counters.values["internal_errors"] == 0
+        assert server.counters.values["http_malformed"] > 0
+        assert {b"HTTP/1.1 400", b"HTTP/1.1 101"} <= answers
+        assert all(answer == b"" or answer.startswith(b"HTTP/1.1 ") for answer in answers)
 
 
 def test_a_request_byte_by_byte() -> None:

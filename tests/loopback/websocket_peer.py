@@ -220,8 +220,7 @@ class Browser:
         """Everything until TCP ends in an orderly way."""
         while data := self.sock.recv(65536):
             self.buffer += data
-        data, self.buffer = self.buffer, b""
-        return data
+        return self.buffer
 
     def is_cut(self) -> bool:
         """True when TCP ends, in whatever way, without another byte."""

@@ -90,6 +90,7 @@ class WebSocketStream:
         "queued",
         "remote",
         "secure",
+        "told",
     )
 
     def __init__(self, streams: Streams, sock: Any, upgrade: Upgrade) -> None:
@@ -104,6 +105,7 @@ class WebSocketStream:
         self._queue: bytearray | None = None
         self.queued = False
         self.busy = False
+        self.told = False
         self._deadline = 0.0
         self._writer: Any = None
         self._watcher: Any = get_hub().loop.io(sock.fileno(), _READ)
@@ -134,6 +136,10 @@ class WebSocketStream:
     def abort(self) -> None:
         """Cut off at once, unsent bytes and all; `closed` follows."""
         self._end(reset=True)
+
+    def end(self) -> None:
+        """Close TCP now; what the kernel holds may still leave."""
+        self._end()
 
     def begin(self, upgrade: Upgrade, data: bytes) -> None:
         """Tell the handler and read from now on; `data` came behind the blank line of the upgrade (rule H2)."""
@@ -185,6 +191,11 @@ class WebSocketStream:
             return None
         self._handle(self._connection.handle_timer(at))
         return self._connection.next_timer()
+
+    @property
+    def is_over(self) -> bool:
+        """True when nothing passes any more in either direction."""
+        return self._phase is not _Phase.OPEN
 
     @property
     def has_ended(self) -> bool:
@@ -294,6 +305,7 @@ class WebSocketStream:
         self._phase = _Phase.LINGERING
         self._deadline = now() + LINGER_TIMEOUT
         self._streams.schedule(self, self._deadline)
+        self._streams.ready(self)
         if self._queue is None:
             self._shutdown()
 
@@ -380,7 +392,7 @@ class Streams:
     def stop(self) -> None:
         """Cut off every stream; the handler is told of each before this returns."""
         for stream in list(self._open):
-            stream.abort()
+            stream.end()
             self._finish(stream)
         self._loop_timer.stop()
         self._timers.clear()
@@ -435,15 +447,18 @@ class Streams:
     def _serve(self, stream: WebSocketStream) -> None:
         if not stream.has_ended:
             stream.drain()
-        if stream.has_ended:
+        if stream.is_over:
             self._finish(stream)
 
     def _finish(self, stream: WebSocketStream) -> None:
-        if stream not in self._open:
+        """Tell the handler once nothing passes any more, and give the place back once the socket is closed."""
+        if stream.has_ended and stream in self._open:
+            self._open.discard(stream)
+            self.guard.release(stream.remote.host)
+            self.guard.close()
+        if stream.told:
             return
-        self._open.discard(stream)
-        self.guard.release(stream.remote.host)
-        self.guard.close()
+        stream.told = True
         try:
             self._handler.closed(stream)
         except Exception:
