@@ -48,6 +48,8 @@ class UserKeys(NamedTuple):
 
 def opaque_string(text: str) -> str:
     """User names and passwords in their one spelling (OpaqueString, RFC 8265 §4.2). Raises ValueError."""
+    if text.isascii() and text.isprintable():
+        return text
     spaced = "".join(" " if unicodedata.category(c) == "Zs" else c for c in text)
     if any(unicodedata.category(c) in ("Cc", "Cs", "Cn") for c in spaced):
         raise ValueError("a character that user names and passwords may not have")

@@ -1,0 +1,153 @@
+"""Other people's clients: turnutils_uclient of coturn and aioice relay through the server and read its codes."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import subprocess
+from typing import Any
+
+import aioice.stun
+import aioice.turn
+import pytest
+
+from tests.turn_process import PASSWORD, SECRET, USER, TurnProcess
+
+PEER_HOST = "127.0.0.2"
+LOOPBACK = ("127.0.0.0/8",)
+MESSAGES = 25
+CLIENTS = 2
+RUNS = {
+    "channels": ["-y", "-c"],
+    "even ports": ["-y"],
+    "send": ["-y", "-s"],
+    "dont-fragment": ["-y", "-c", "-g"],
+    "padded": ["-y", "-c", "-D"],
+    "extra requests": ["-y", "-G"],
+    "shared secret": ["-y", "-W", SECRET],
+    "channels to a peer": ["-c", "-e", PEER_HOST],
+    "send to a peer": ["-c", "-s", "-e", PEER_HOST],
+}
+
+
+class Run:
+    """turnutils_uclient at work. It draws channels up to 0x7FFF, which is answered by 400: such a run is repeated."""
+
+    def __init__(self, turn: TurnProcess, *options: str, password: str = PASSWORD) -> None:
+        self.command = ["turnutils_uclient", "-v", "-p", str(turn.port), "-u", USER, "-w", password, *options]
+        self.command += ["-l", "172", "-z", "10", "-n", str(MESSAGES), "-m", str(CLIENTS), "127.0.0.1"]
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def output(self) -> str:
+        """Everything it printed, once it has ended."""
+        for _ in range(3):
+            printed, _ = self.process.communicate(timeout=60)
+            if "error 400" not in printed:
+                break
+            self.start()
+        return printed
+
+
+def assert_lossless(output: str) -> None:
+    """Everything that was sent came back."""
+    totals = re.findall(r"tot_send_msgs=(\d+), tot_recv_msgs=(\d+)", output)
+    assert totals, output[-2000:]
+    sent, received = map(int, totals[-1])
+    assert sent == received > 0
+    assert "Total lost packets 0 (0.000000%)" in output
+
+
+@pytest.fixture(scope="module")
+def outputs() -> dict[str, str]:
+    """What each of RUNS printed; they run at the same time, for each takes seconds to begin."""
+    port = str(free_port(PEER_HOST))
+    peer = subprocess.Popen(["turnutils_peer", "-L", PEER_HOST, "-p", port], stdout=subprocess.DEVNULL)
+    try:
+        with TurnProcess(allow=LOOPBACK, channel_range="rfc5766", unauthenticated_rate=10**6) as turn:
+            runs = {name: Run(turn, "-r", port, *options) for name, options in RUNS.items()}
+            return {name: run.output() for name, run in runs.items()}
+    finally:
+        peer.terminate()
+        peer.wait(10)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_uclient_relays_without_loss(outputs: dict[str, str], name: str) -> None:
+    assert_lossless(outputs[name])
+
+
+def test_uclient_with_strict_channel_numbers_sends_indications() -> None:
+    with TurnProcess(allow=LOOPBACK) as turn:
+        assert_lossless(Run(turn, "-y", "-s", "-c").output())
+    assert turn.counters["turn_packets_to_clients"] >= MESSAGES * CLIENTS
+
+
+def test_a_wrong_password_is_401() -> None:
+    with TurnProcess(allow=LOOPBACK) as turn:
+        assert "Cannot complete Allocation" in Run(turn, "-y", "-c", password="wrong").output()
+    assert turn.counters["turn_answered_401"] >= 2
+    assert "turn_allocations_made" not in turn.counters
+
+
+def test_a_forbidden_peer_is_403() -> None:
+    with TurnProcess(channel_range="rfc5766") as turn:
+        output = Run(turn, "-c", "-e", PEER_HOST).output()
+    assert "error 403 (Forbidden)" in output
+    assert turn.counters["turn_allocations_made"] >= 1
+    assert turn.counters["turn_answered_403"] >= 1
+
+
+def test_an_expired_nonce_is_438_and_the_client_goes_on() -> None:
+    """Nonces age 600 times faster than time: each lasts a second, so later requests of uclient bring an old one."""
+    with TurnProcess(allow=LOOPBACK, channel_range="rfc5766", clock_rate=600.0) as turn:
+        assert_lossless(Run(turn, "-y", "-c").output())
+    assert turn.counters["turn_answered_438"] >= CLIENTS
+
+
+class Collector(asyncio.DatagramProtocol):
+    """Keeps what arrives."""
+
+    def __init__(self) -> None:
+        self.received: asyncio.Queue[tuple[bytes, Any]] = asyncio.Queue()
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self.received.put_nowait((data, addr))
+
+
+async def relay_with_aioice(port: int, password: str) -> tuple[bytes, bytes]:
+    """Send through the server to a peer and back."""
+    loop = asyncio.get_running_loop()
+    peer_transport, peer = await loop.create_datagram_endpoint(Collector, local_addr=(PEER_HOST, 0))
+    client_transport, client = await aioice.turn.create_turn_endpoint(
+        Collector, server_addr=("127.0.0.1", port), username=USER, password=password
+    )
+    try:
+        client_transport.sendto(b"there", peer_transport.get_extra_info("sockname"))
+        there, relayed = await asyncio.wait_for(peer.received.get(), 10)
+        peer_transport.sendto(b"and back", relayed)
+        back, _ = await asyncio.wait_for(client.received.get(), 10)
+    finally:
+        client_transport.close()
+        peer_transport.close()
+        await asyncio.sleep(0)
+    return there, back
+
+
+def test_aioice_relays_with_strict_channel_numbers() -> None:
+    with TurnProcess(allow=LOOPBACK) as turn:
+        assert asyncio.run(relay_with_aioice(turn.port, PASSWORD)) == (b"there", b"and back")
+
+
+def test_aioice_is_refused_with_a_wrong_password() -> None:
+    with TurnProcess(allow=LOOPBACK) as turn, pytest.raises(aioice.stun.TransactionFailed, match="401"):
+        asyncio.run(relay_with_aioice(turn.port, "wrong"))
+
+
+def free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,454 @@
+"""The relay engine on real sockets: what is relayed, what is dropped (P3), a pass and its bounds (F1, F2, F4, Q1)."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import resource
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+import pytest
+from gevent import socket as green
+
+from tests.turn_process import PASSWORD, REALM, USER, listening_socket, make_server
+from wsgate.addr import Address
+from wsgate.net import relay as engine
+from wsgate.net.relay import PACKETS_PER_PASS, Relay
+from wsgate.turn import stun
+from wsgate.turn.auth import long_term_key
+from wsgate.turn.stun import Integrity, MessageClass, Method, PasswordAlgorithm
+
+PEER_HOST = "127.0.0.2"
+QUIET_SECONDS = 0.2
+IP_RECVERR = 11
+
+
+class Clock:
+    """Monotonic time that can be moved ahead."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.ahead
+
+
+class Site:
+    """A relay with its listening sockets, in this process."""
+
+    def __init__(self, tick: float = 0.0, listeners: int = 1, **options: Any) -> None:
+        _, self.server = make_server(("127.0.0.0/8",), 1.0, {"unauthenticated_rate": 10**8, **options})
+        self.counters = self.server.counters.values
+        self.clock = Clock()
+        self.listeners = [listening_socket() for _ in range(listeners)]
+        self.relay = Relay(self.server, self.listeners, tick=tick, clock=self.clock)
+        self.relay.start()
+
+    def close(self) -> None:
+        self.relay.stop()
+        for sock in self.listeners:
+            sock.close()
+
+
+@pytest.fixture
+def make_site() -> Iterator[Callable[..., Site]]:
+    sites: list[Site] = []
+
+    def make(**options: Any) -> Site:
+        sites.append(Site(**options))
+        return sites[-1]
+
+    yield make
+    for site in sites:
+        site.close()
+
+
+@pytest.fixture
+def site(make_site: Callable[..., Site]) -> Site:
+    return make_site()
+
+
+def udp(host: str = "127.0.0.1") -> Any:
+    sock = green.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind((host, 0))
+    sock.settimeout(5)
+    return sock
+
+
+def silent(sock: Any) -> bool:
+    """True when nothing comes for a while."""
+    sock.settimeout(QUIET_SECONDS)
+    try:
+        sock.recv(70000)
+    except TimeoutError:
+        return True
+    finally:
+        sock.settimeout(5)
+    return False
+
+
+def eventually(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        gevent.sleep(0.005)
+
+
+class Phone:
+    """A TURN client on a socket of its own."""
+
+    def __init__(self, site: Site, listener: int = 0, sock: Any = None) -> None:
+        self.socket = sock or udp()
+        self.to = site.listeners[listener].getsockname()
+        self.key = long_term_key(USER, REALM, PASSWORD, PasswordAlgorithm.MD5)
+        self.nonce = b""
+
+    def ask(self, method: Method, *fields: Any) -> stun.Message:
+        if not self.nonce:
+            self.nonce = b"?"
+            self.nonce = self._exchange(method).get(stun.NONCE) or b""
+        login = (stun.USERNAME(USER), stun.REALM(REALM), stun.NONCE(self.nonce))
+        return self._exchange(method, *login, *fields, integrity=(Integrity.SHA1, self.key))
+
+    def _exchange(self, method: Method, *fields: Any, **options: Any) -> stun.Message:
+        transaction_id = os.urandom(12)
+        self.socket.sendto(stun.encode(method, MessageClass.REQUEST, transaction_id, fields, **options), self.to)
+        answer = stun.parse(self.socket.recv(2000))
+        assert answer.transaction_id == transaction_id
+        return answer
+
+    def allocate(self, *fields: Any) -> Address:
+        answer = self.ask(Method.ALLOCATE, stun.REQUESTED_TRANSPORT(17), *fields)
+        relayed = answer.get(stun.XOR_RELAYED_ADDRESS)
+        assert relayed is not None, answer.get(stun.ERROR_CODE)
+        return relayed
+
+    def bind(self, number: int, peer: tuple[str, int]) -> None:
+        answer = self.ask(Method.CHANNEL_BIND, stun.CHANNEL_NUMBER(number), stun.XOR_PEER_ADDRESS(Address(*peer)))
+        assert answer.message_class is MessageClass.SUCCESS, answer.get(stun.ERROR_CODE)
+
+    def permit(self, peer: tuple[str, int]) -> None:
+        answer = self.ask(Method.CREATE_PERMISSION, stun.XOR_PEER_ADDRESS(Address(*peer)))
+        assert answer.message_class is MessageClass.SUCCESS, answer.get(stun.ERROR_CODE)
+
+    def channel(self, number: int, payload: bytes, *, length: int | None = None, padding: bytes = b"") -> None:
+        head = struct.pack("!HH", number, len(payload) if length is None else length)
+        self.socket.sendto(head + payload + padding, self.to)
+
+    def send(self, peer: tuple[str, int], payload: bytes, *fields: Any) -> None:
+        indication = [stun.XOR_PEER_ADDRESS(Address(*peer)), stun.DATA(payload), *fields]
+        self.socket.sendto(stun.encode(Method.SEND, MessageClass.INDICATION, os.urandom(12), indication), self.to)
+
+
+@pytest.mark.parametrize("payload", [b"", b"x", b"x" * 171, b"x" * 1400, b"x" * 65000], ids=len)
+def test_channel_data_both_ways_whole(site: Site, payload: bytes) -> None:
+    """Rule P3: an empty payload too."""
+    phone, peer = Phone(site), udp(PEER_HOST)
+    relayed = phone.allocate()
+    phone.bind(0x4001, peer.getsockname())
+    phone.channel(0x4001, payload)
+    assert peer.recvfrom(70000) == (payload, relayed)
+    peer.sendto(payload, relayed)
+    assert phone.socket.recv(70000) == struct.pack("!HH", 0x4001, len(payload)) + payload
+    eventually(lambda: site.counters["turn_packets_to_clients"] == site.counters["turn_packets_to_peers"] == 1)
+
+
+def test_padding_never_reaches_the_peer_and_a_wrong_length_drops(site: Site) -> None:
+    """Rule P3."""
+    phone, peer = Phone(site), udp(PEER_HOST)
+    phone.allocate()
+    phone.bind(0x4001, peer.getsockname())
+    phone.channel(0x4001, b"abc", padding=b"\0")
+    assert peer.recv(100) == b"abc"
+    phone.channel(0x4001, b"abc", length=4)
+    phone.channel(0x4001, b"abc", length=0xFFFF)
+    phone.channel(0x4002, b"other channel")
+    phone.channel(0x5000, b"not a channel")
+    phone.channel(0x7FFE, b"not a channel")
+    phone.socket.sendto(b"\x40", phone.to)
+    phone.socket.sendto(b"", phone.to)
+    phone.socket.sendto(b"\x16\xfe\xfd not STUN", phone.to)
+    phone.socket.sendto(b"\x80 RTP", phone.to)
+    Phone(site).channel(0x4001, b"nobody's")
+    assert silent(peer)
+    assert site.counters["turn_channel_data_dropped"] == 4
+    assert site.counters["turn_garbage_dropped"] == 6
+    phone.channel(0x4001, b"goes on")
+    assert peer.recv(100) == b"goes on"
+
+
+def test_old_channel_numbers_when_they_are_allowed(make_site: Callable[..., Site]) -> None:
+    """Rule P2, `channel_range = rfc5766`."""
+    site = make_site(channel_range="rfc5766")
+    phone, peer = Phone(site), udp(PEER_HOST)
+    phone.allocate()
+    phone.bind(0x7FFE, peer.getsockname())
+    phone.channel(0x7FFE, b"old")
+    assert peer.recv(100) == b"old"
+
+
+@pytest.mark.parametrize("payload", [b"", b"x", b"x" * 171, b"x" * 1200], ids=len)
+def test_send_and_data_indications(site: Site, payload: bytes) -> None:
+    """Rule P3: without a channel, Data indications, padded with zeros."""
+    phone, peer = Phone(site), udp(PEER_HOST)
+    relayed = phone.allocate()
+    phone.permit(peer.getsockname())
+    phone.send(peer.getsockname(), payload)
+    assert peer.recvfrom(2000) == (payload, relayed)
+    phone.send(peer.getsockname(), payload, stun.DONT_FRAGMENT(True))
+    assert peer.recvfrom(2000) == (payload, relayed)
+    peer.sendto(b"\xff" * 1400, relayed)
+    phone.socket.recv(2000)
+    peer.sendto(payload, relayed)
+    raw = phone.socket.recv(2000)
+    message = stun.parse(raw)
+    assert message.method == Method.DATA
+    assert message.get(stun.DATA) == payload
+    assert message.get(stun.XOR_PEER_ADDRESS) == peer.getsockname()
+    assert raw[len(raw) - (-len(payload) % 4) :].strip(b"\0") == b""
+
+
+def test_a_datagram_that_does_not_fit_is_dropped_whole(site: Site) -> None:
+    """Rule P3: relayed whole or not at all."""
+    phone, peer = Phone(site), udp(PEER_HOST)
+    relayed = phone.allocate()
+    phone.bind(0x4001, peer.getsockname())
+    peer.sendto(b"x" * 65507, relayed)
+    eventually(lambda: site.counters["turn_send_failed"] == 1)
+    assert silent(phone.socket)
+
+
+def test_peers_without_permission_are_dropped(site: Site) -> None:
+    """Rule P3; the permission is by address (P1)."""
+    phone, stranger, peer, same_host = Phone(site), udp("127.0.0.3"), udp(PEER_HOST), udp(PEER_HOST)
+    relayed = phone.allocate()
+    phone.bind(0x4001, peer.getsockname())
+    stranger.sendto(b"hello", relayed)
+    assert silent(phone.socket)
+    assert site.counters["turn_peer_data_dropped"] == 1
+    same_host.sendto(b"hello", relayed)
+    assert stun.parse(phone.socket.recv(100)).get(stun.XOR_PEER_ADDRESS) == same_host.getsockname()
+
+
+def test_a_forbidden_port_of_a_permitted_peer_is_dropped_both_ways(site: Site) -> None:
+    """Rule P5: address and port, on each Send and on what arrives."""
+    phone, peer, backend = Phone(site), udp(PEER_HOST), udp(PEER_HOST)
+    relayed = phone.allocate()
+    phone.permit(peer.getsockname())
+    site.server.peers.forbid([Address(*backend.getsockname())])
+    backend.sendto(b"SIP", relayed)
+    assert silent(phone.socket)
+    phone.send(backend.getsockname(), b"SIP")
+    assert silent(backend)
+    peer.sendto(b"RTP", relayed)
+    assert stun.parse(phone.socket.recv(100)).get(stun.DATA) == b"RTP"
+
+
+def test_a_channel_ends_when_lists_changed(site: Site) -> None:
+    """Rule P5."""
+    phone, peer = Phone(site), udp(PEER_HOST)
+    phone.allocate()
+    phone.bind(0x4001, peer.getsockname())
+    site.server.peers.forbid([Address(*peer.getsockname())])
+    site.relay.apply(site.server.reconsider())
+    phone.channel(0x4001, b"x")
+    assert silent(peer)
+
+
+def test_permissions_channels_and_allocations_end_by_the_timer(site: Site) -> None:
+    """Rules P1, P2, L4: nobody has to send anything."""
+    phone, peer = Phone(site), udp(PEER_HOST)
+    relayed = phone.allocate()
+    phone.bind(0x4001, peer.getsockname())
+    site.clock.ahead = 299.95
+    site.relay._timer_at = None
+    site.relay._set_timer()
+    eventually(lambda: not site.relay._relays[relayed].permitted)
+    peer.sendto(b"late", relayed)
+    assert silent(phone.socket)
+    phone.channel(0x4001, b"the channel stands")
+    assert peer.recv(100) == b"the channel stands"
+    site.clock.ahead = 601.0
+    site.relay._expired()
+    assert site.relay.relay_sockets == 0
+    assert site.server.allocations == 0
+    phone.channel(0x4001, b"gone")
+    assert silent(peer)
+
+
+def test_lifetime_zero_closes_the_socket_at_once(site: Site) -> None:
+    """Rule L3."""
+    phone, peer = Phone(site), udp(PEER_HOST)
+    relayed = phone.allocate()
+    phone.bind(0x4001, peer.getsockname())
+    assert phone.ask(Method.REFRESH, stun.LIFETIME(0)).message_class is MessageClass.SUCCESS
+    phone.channel(0x4001, b"x")
+    assert silent(peer)
+    assert site.relay.relay_sockets == 0
+    assert site.relay._listeners[0].routes == {}
+    probe = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with probe:
+        probe.bind(relayed)
+
+
+def test_two_clients_of_one_server_talk(site: Site) -> None:
+    """Rule P5: the relay range of the same server."""
+    first, second = Phone(site), Phone(site)
+    one, two = first.allocate(), second.allocate()
+    first.bind(0x4001, two)
+    second.bind(0x4002, one)
+    first.channel(0x4001, b"hello")
+    assert second.socket.recv(100) == struct.pack("!HH", 0x4002, 5) + b"hello"
+    second.channel(0x4002, b"hello yourself")
+    assert first.socket.recv(100) == struct.pack("!HH", 0x4001, 14) + b"hello yourself"
+
+
+def test_a_five_tuple_has_the_listener_in_it(make_site: Callable[..., Site]) -> None:
+    site = make_site(listeners=2)
+    phone = Phone(site)
+    other = Phone(site, 1, phone.socket)
+    peer = udp(PEER_HOST)
+    one, two = phone.allocate(), other.allocate()
+    assert one != two
+    phone.bind(0x4001, peer.getsockname())
+    other.bind(0x4001, peer.getsockname())
+    phone.channel(0x4001, b"a")
+    assert peer.recvfrom(9) == (b"a", one)
+    other.channel(0x4001, b"b")
+    assert peer.recvfrom(9) == (b"b", two)
+    peer.sendto(b"c", two)
+    assert phone.socket.recvfrom(9) == (b"\x40\x01\0\x01c", other.to)
+
+
+def test_a_busy_port_is_passed_over(make_site: Callable[..., Site]) -> None:
+    """Rule L1: another port is tried."""
+    taken = listening_socket()
+    with taken:
+        port = taken.getsockname()[1]
+        low = port - 1 if port > 1025 else port
+        relayed = Phone(make_site(relay_ports=[low, low + 1])).allocate()
+    assert relayed.port in (low, low + 1)
+    assert relayed.port != port
+
+
+def test_descriptors_used_up_are_508_and_the_server_goes_on(site: Site) -> None:
+    """Rule Q1."""
+    phone, peer, late = Phone(site), udp(PEER_HOST), Phone(site)
+    phone.allocate()
+    phone.bind(0x4001, peer.getsockname())
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    fillers = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
+        with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+            fillers.extend(iter(lambda: os.dup(0), None))
+        answer = late.ask(Method.ALLOCATE, stun.REQUESTED_TRANSPORT(17))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for descriptor in fillers:
+            os.close(descriptor)
+    assert (answer.get(stun.ERROR_CODE) or (0,))[0] == 508
+    phone.channel(0x4001, b"goes on")
+    assert peer.recv(100) == b"goes on"
+    assert late.allocate()
+
+
+def test_an_icmp_error_on_one_socket_ends_no_pass(site: Site) -> None:
+    """Rule F4: ECONNREFUSED is counted; the packets of all other sockets are relayed in the same pass."""
+    peer, closed = udp(PEER_HOST), udp(PEER_HOST)
+    nobody = closed.getsockname()
+    closed.close()
+    phones = [Phone(site) for _ in range(6)]
+    relayed = []
+    for number, phone in enumerate(phones):
+        relayed.append(phone.allocate())
+        phone.bind(0x4001, peer.getsockname())
+        if number % 2:
+            phone.bind(0x4002, nobody)
+            site.relay._relays[relayed[-1]].socket.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+    for phone in phones[1::2]:
+        phone.channel(0x4002, b"into the void")
+    for address in relayed:
+        peer.sendto(b"media", address)
+    for phone in phones:
+        assert phone.socket.recv(100) == b"\x40\x01\0\x05media"
+    assert site.counters["turn_socket_errors"] + site.counters["turn_send_failed"] >= 3
+    for phone in phones:
+        phone.channel(0x4001, b"back")
+    assert [peer.recv(100) for _ in phones] == [b"back"] * 6
+
+
+def test_a_pass_is_bounded_so_that_others_get_their_turn(site: Site) -> None:
+    """Rule F1."""
+    phone, peer = Phone(site), udp(PEER_HOST)
+    phone.allocate()
+    phone.bind(0x4001, peer.getsockname())
+    flood = socket.socket(fileno=os.dup(phone.socket.fileno()))
+    total = 4 * PACKETS_PER_PASS
+    with flood:
+        for _ in range(total):
+            flood.sendto(struct.pack("!HH", 0x4001, 1) + b"x", phone.to)
+    seen = []
+    while not seen or seen[-1] < total:
+        gevent.sleep(0)
+        seen.append(site.counters["turn_packets_to_peers"])
+    steps = [after - before for before, after in zip([0, *seen], seen, strict=False)]
+    assert max(steps) <= PACKETS_PER_PASS + engine.PACKETS_PER_READ
+    assert len([step for step in steps if step]) >= 4
+
+
+def test_no_greenlet_and_no_object_stays_behind_a_packet(site: Site) -> None:
+    """Rule F1: the engine runs in the hub; relaying leaves no more objects than before."""
+    phone, peer = Phone(site), udp(PEER_HOST)
+    relayed = phone.allocate()
+    phone.bind(0x4001, peer.getsockname())
+
+    def exchange(times: int) -> None:
+        for _ in range(times):
+            phone.channel(0x4001, b"ping")
+            peer.recv(100)
+            peer.sendto(b"pong", relayed)
+            phone.socket.recv(100)
+
+    exchange(10)
+    gc.collect()
+    before = len(gc.get_objects())
+    exchange(200)
+    gc.collect()
+    assert len(gc.get_objects()) - before < 50
+    assert not [one for one in gc.get_objects() if isinstance(one, gevent.Greenlet) and one]
+
+
+def test_under_load_packets_are_gathered_by_ticks_and_then_waited_for_again(make_site: Callable[..., Site]) -> None:
+    """Rule F2."""
+    site = make_site(tick=0.02)
+    phone, peer = Phone(site), udp(PEER_HOST)
+    phone.allocate()
+    phone.bind(0x4001, peer.getsockname())
+    gathered = False
+    for number in range(50):
+        phone.channel(0x4001, str(number).encode())
+        assert peer.recv(100) == str(number).encode()
+        gathered = gathered or site.relay._ticker.active
+    assert gathered
+    eventually(lambda: site.relay._watcher.active and not site.relay._ticker.active)
+    phone.channel(0x4001, b"after the pause")
+    assert peer.recv(100) == b"after the pause"
+
+
+def test_stop_closes_what_was_opened_and_not_what_was_handed_in(site: Site) -> None:
+    phone = Phone(site)
+    relayed = phone.allocate()
+    before = len(os.listdir("/proc/self/fd"))
+    site.relay.stop()
+    assert len(os.listdir("/proc/self/fd")) == before - 2
+    assert site.listeners[0].fileno() >= 0
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(relayed)
