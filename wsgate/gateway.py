@@ -310,7 +310,11 @@ class Gateway:
     def _keep_house(self) -> None:
         """Compare memory with its limit, and tell TURN where the backends are now."""
         while True:
-            self._guard.memory_used = psutil.virtual_memory().percent / 100
+            try:
+                self._guard.memory_used = psutil.virtual_memory().percent / 100
+            except OSError:
+                # No descriptor is left to read it with (rule H7): the next second may tell.
+                self._counters.count("memory_checks_failed")
             if self._media is not None:
                 self._media.forbid(self._refused_peers())
             gevent.sleep(MEMORY_CHECK_SECONDS)

@@ -88,8 +88,8 @@ def test_h3_a_close_is_answered_and_tcp_closes(start: Start, tls: bool) -> None:
         browser = server.browser(tls)
         browser.send_frame(Opcode.CLOSE, close_body(3000, "bye"))
         assert browser.read_close() == 3000
-        wait_until(lambda: server.guard.connections == 0)
         browser.close()
+        wait_until(lambda: server.guard.connections == 0)
 
 
 def test_the_handler_need_not_wait_for_a_peer_that_keeps_tcp_open(
