@@ -21,6 +21,7 @@ from typing import Any
 REALM = "wsgate.test"
 USER, PASSWORD = "alice", "correct horse"
 SECRET = "a shared secret"
+RELAYS = (("127.0.0.1", "127.0.0.1"),)
 ROOT = Path(__file__).parents[1]
 
 
@@ -59,13 +60,15 @@ class TurnProcess:
 
 def listening_socket(host: str = "127.0.0.1") -> socket.socket:
     """A UDP socket on a free port, as the supervisor would hand it in."""
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
     sock.bind((host, 0))
     return sock
 
 
-def make_server(allow: tuple[str, ...], clock_rate: float, options: dict[str, Any]) -> Any:
-    """A TurnServer that relays on 127.0.0.1 for USER and for whoever has SECRET."""
+def make_server(
+    allow: tuple[str, ...], clock_rate: float, options: dict[str, Any], relays: tuple[tuple[str, str], ...] = RELAYS
+) -> Any:
+    """A TurnServer that relays on `relays` (bound host, public host) for USER and for whoever has SECRET."""
     from wsgate.metrics import Counters
     from wsgate.turn.auth import Credentials, UserKeys, long_term_key
     from wsgate.turn.peers import Peers
@@ -83,11 +86,11 @@ def make_server(allow: tuple[str, ...], clock_rate: float, options: dict[str, An
         settings,
         credentials=Credentials(REALM, {USER: keys}, [SECRET]),
         peers=Peers(
-            own_hosts=["127.0.0.1"],
+            own_hosts=[host for pair in relays for host in pair],
             relay_ports=settings.relay_ports,
             allow=tuple(ipaddress.ip_network(text) for text in allow),
         ),
-        relay_addresses=[RelayAddress("127.0.0.1", "127.0.0.1")],
+        relay_addresses=[RelayAddress(*pair) for pair in relays],
         nonce_keys=[os.urandom(32)],
         unix_time=lambda: began + (time.time() - began) * clock_rate,
         random_bytes=os.urandom,

@@ -16,7 +16,7 @@ import gevent
 import pytest
 from gevent import socket as green
 
-from tests.turn_process import PASSWORD, REALM, USER, listening_socket, make_server
+from tests.turn_process import PASSWORD, REALM, RELAYS, USER, listening_socket, make_server
 from wsgate.addr import Address
 from wsgate.net import relay as engine
 from wsgate.net.relay import PACKETS_PER_PASS, Relay
@@ -42,11 +42,17 @@ class Clock:
 class Site:
     """A relay with its listening sockets, in this process."""
 
-    def __init__(self, tick: float = 0.0, listeners: int = 1, **options: Any) -> None:
-        _, self.server = make_server(("127.0.0.0/8",), 1.0, {"unauthenticated_rate": 10**8, **options})
+    def __init__(
+        self,
+        tick: float = 0.0,
+        listeners: tuple[str, ...] = ("127.0.0.1",),
+        relays: tuple[tuple[str, str], ...] = RELAYS,
+        **options: Any,
+    ) -> None:
+        _, self.server = make_server(("127.0.0.0/8",), 1.0, {"unauthenticated_rate": 10**8, **options}, relays)
         self.counters = self.server.counters.values
         self.clock = Clock()
-        self.listeners = [listening_socket() for _ in range(listeners)]
+        self.listeners = [listening_socket(host) for host in listeners]
         self.relay = Relay(self.server, self.listeners, tick=tick, clock=self.clock)
         self.relay.start()
 
@@ -75,7 +81,7 @@ def site(make_site: Callable[..., Site]) -> Site:
 
 
 def udp(host: str = "127.0.0.1") -> Any:
-    sock = green.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock = green.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
     sock.bind((host, 0))
     sock.settimeout(5)
     return sock
@@ -309,8 +315,44 @@ def test_two_clients_of_one_server_talk(site: Site) -> None:
     assert first.socket.recv(100) == struct.pack("!HH", 0x4001, 14) + b"hello yourself"
 
 
+def test_two_clients_behind_one_external_address_talk(make_site: Callable[..., Site]) -> None:
+    """Rule P5 with `external_address`: what goes to the other's public address stays on this machine."""
+    site = make_site(relays=(("127.0.0.1", "198.51.100.77"),))
+    first, second = Phone(site), Phone(site)
+    one, two = first.allocate(), second.allocate()
+    assert {one.host, two.host} == {"198.51.100.77"}
+    first.bind(0x4001, two)
+    second.permit(one)
+    first.channel(0x4001, b"hello")
+    heard = stun.parse(second.socket.recv(100))
+    assert (heard.get(stun.XOR_PEER_ADDRESS), heard.get(stun.DATA)) == (one, b"hello")
+    second.send(one, b"hello yourself")
+    assert first.socket.recv(100) == struct.pack("!HH", 0x4001, 14) + b"hello yourself"
+
+
+def test_clients_and_peers_of_ipv6(make_site: Callable[..., Site]) -> None:
+    site = make_site(listeners=("::1",), relays=(*RELAYS, ("::1", "::1")))
+    phone, peer, other = Phone(site, sock=udp("::1")), udp(PEER_HOST), Phone(site, sock=udp("::1"))
+    phone.allocate()
+    phone.bind(0x4001, peer.getsockname())
+    phone.channel(0x4001, b"to IPv4")
+    data, relayed = peer.recvfrom(100)
+    assert data == b"to IPv4"
+    peer.sendto(b"back", relayed)
+    assert phone.socket.recv(100) == b"\x40\x01\0\x04back"
+    six = other.allocate(stun.REQUESTED_ADDRESS_FAMILY(2))
+    assert six.host == "::1"
+    third = Phone(site, sock=udp("::1"))
+    peer_of_six = third.allocate(stun.REQUESTED_ADDRESS_FAMILY(2))
+    other.permit(peer_of_six)
+    third.bind(0x4002, six)
+    third.channel(0x4002, b"over IPv6")
+    heard = stun.parse(other.socket.recv(200))
+    assert (heard.get(stun.XOR_PEER_ADDRESS), heard.get(stun.DATA)) == (peer_of_six, b"over IPv6")
+
+
 def test_a_five_tuple_has_the_listener_in_it(make_site: Callable[..., Site]) -> None:
-    site = make_site(listeners=2)
+    site = make_site(listeners=("127.0.0.1", "127.0.0.1"))
     phone = Phone(site)
     other = Phone(site, 1, phone.socket)
     peer = udp(PEER_HOST)

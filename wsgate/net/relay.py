@@ -199,6 +199,9 @@ class Relay:
         self._relays: dict[Address, _RelaySocket] = {}
         self._readers: dict[int, Callable[[int], int]] = {}
         self._epoll: select.epoll | None = None
+        aliases = [(relay.public, relay.host) for relay in server.relay_addresses if relay.public != relay.host]
+        self._bound_host = dict(aliases)
+        self._public_host = {host: public for public, host in aliases}
         self._idle_ticks = 0
         self._last_pass = 0.0
         self._timer_at: float | None = None
@@ -262,7 +265,8 @@ class Relay:
             self.counters.count("turn_peer_data_dropped")
             return 0, 0
         transaction_id = self.server.random_bytes(stun.TRANSACTION_ID_BYTES)
-        head = stun.data_indication_head(Address(*source), size, transaction_id)
+        peer = Address(self._public_host.get(source[0], source[0]), source[1])
+        head = stun.data_indication_head(peer, size, transaction_id)
         start, end, padding = HEADROOM - len(head), HEADROOM + size, -size % 4
         self.buffer.data[start:HEADROOM] = head
         self.buffer.data[end : end + padding] = bytes(padding)
@@ -368,14 +372,14 @@ class Relay:
         relay.reply = self._listeners[effect.client.path].socket.sendto
 
     def _permit(self, effect: Permit) -> None:
-        self._relays[effect.relay].permitted.add(effect.host)
+        self._relays[effect.relay].permitted.add(self._bound_host.get(effect.host, effect.host))
 
     def _revoke(self, effect: Revoke) -> None:
-        self._relays[effect.relay].permitted.discard(effect.host)
+        self._relays[effect.relay].permitted.discard(self._bound_host.get(effect.host, effect.host))
 
     def _bind(self, effect: Bind) -> None:
         relay = self._relays[effect.relay]
-        peer = (effect.peer.host, effect.peer.port)
+        peer = self._inside(effect.peer)
         relay.channels[peer] = effect.number
         if relay.client is not None:
             routes = self._listeners[relay.client.path].routes
@@ -383,16 +387,20 @@ class Relay:
 
     def _unbind(self, effect: Unbind) -> None:
         relay = self._relays[effect.relay]
-        relay.channels.pop(effect.peer, None)
+        relay.channels.pop(self._inside(effect.peer), None)
         if relay.client is not None:
             self._listeners[relay.client.path].routes[relay.client.address].pop(effect.number, None)
+
+    def _inside(self, peer: Address) -> SocketAddress:
+        """Where a peer really is: another client's `external_address` is this machine, and need not leave it."""
+        return self._bound_host.get(peer.host, peer.host), peer.port
 
     def _send_to_peer(self, effect: SendToPeer) -> None:
         sock = self._relays[effect.relay].socket
         try:
             if effect.dont_fragment:
                 _set_dont_fragment(sock, IP_PMTUDISC_DO)
-            sock.sendto(effect.data, effect.peer)
+            sock.sendto(effect.data, self._inside(effect.peer))
             self.to_peers += 1
         except OSError:
             self.counters.count("turn_send_failed")

@@ -169,7 +169,8 @@ class TurnServer:
         self._authenticator = Authenticator(credentials, nonce_keys, settings.nonce_lifetime, unix_time)
         rate = UnauthenticatedRate(settings.unauthenticated_rate)
         self._answers = Answers(self._authenticator, rate, settings.software, counters)
-        self._relay_addresses = {family_of(relay.host): relay for relay in relay_addresses}
+        self.relay_addresses = tuple(relay_addresses)
+        self._relay_addresses = {family_of(relay.host): relay for relay in self.relay_addresses}
         self._ports = {family: Ports(*settings.relay_ports, random_bytes) for family in self._relay_addresses}
         self._allocations: dict[Client, Allocation] = {}
         self._held: Counter[str] = Counter()

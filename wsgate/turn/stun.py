@@ -122,7 +122,9 @@ def family_of(host: str) -> Family:
 
 def host_bytes(host: str) -> bytes:
     """4 or 16 bytes of a numeric host. Raises ValueError."""
-    return ipaddress.ip_address(host).packed
+    if ":" in host:
+        return ipaddress.IPv6Address(host).packed
+    return bytes(map(int, host.split(".")))
 
 
 def _xor(data: bytes, transaction_id: bytes) -> bytes:
