@@ -8,9 +8,9 @@ from itertools import count
 from wsgate.addr import Address, Hop, Transport
 from wsgate.directory import Directory
 from wsgate.metrics import Counters
+from wsgate.sip.contexts import Connect, Resolve
 from wsgate.sip.edge import Edge
 from wsgate.sip.flow import Flow, FlowTable, FlowTokens, Key
-from wsgate.sip.forwarding import Connect, Resolve
 from wsgate.sip.message import Message
 from wsgate.sip.names import Names
 from wsgate.sip.proxy import SipSettings

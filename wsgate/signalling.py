@@ -14,9 +14,9 @@ from wsgate.net.backend import BackendSockets
 from wsgate.net.clock import LoopTimer, now
 from wsgate.net.resolver import Resolver
 from wsgate.net.stream import Upgrade, WebSocketStream
+from wsgate.sip.contexts import Resolve
 from wsgate.sip.edge import Edge, Effect
 from wsgate.sip.flow import Flow
-from wsgate.sip.forwarding import Resolve
 from wsgate.sip.targets import Target
 from wsgate.sip.transaction import Send
 

@@ -148,7 +148,7 @@ def _means(request: ContactRequest, binding: Binding) -> bool:
 
 
 def _raw_parameters(value: bytes, name: NameAddr) -> bytes:
-    if b"<" in value:
+    if value[:1] == b'"' or b"<" in value.partition(b";")[0]:
         raw = value[value.index(b">", value.index(b"<", len(name.display))) + 1 :]
     else:
         raw = value[len(name.uri) :]

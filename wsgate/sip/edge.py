@@ -7,36 +7,37 @@ together here and nowhere else.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable, Mapping
 
-from wsgate.addr import Address, Hop, Transport, in_networks
+from wsgate.addr import Address, Hop
 from wsgate.directory import Directory, Registration
 from wsgate.errors import ProtocolError
-from wsgate.log import escaped, logger
 from wsgate.metrics import Counters
 from wsgate.sip.compose import Leg, is_looped, loop_hash, shows_outbound
+from wsgate.sip.contexts import Branch, Connect, Context, Resolve, Retain, Stray
 from wsgate.sip.dialogs import DialogTable
-from wsgate.sip.flow import Flow, FlowTable, RandomBytes, Verdict
-from wsgate.sip.forwarding import RETRY_AFTER_SECONDS, Branch, Connect, Context, Forwarding, Resolve, Retain
-from wsgate.sip.headers import parse_name_addr, parse_uri, with_parameters
-from wsgate.sip.message import Edit, Message, response_to
+from wsgate.sip.flow import Flow, FlowTable, RandomBytes
+from wsgate.sip.forwarding import RETRY_AFTER_SECONDS, Forwarding
+from wsgate.sip.message import Message, response_to
 from wsgate.sip.names import Names
 from wsgate.sip.proxy import (
+    SECURE_ONLY,
     Answer,
     Arrival,
     Backends,
     Proxy,
-    Service,
     SipSettings,
     ToBackend,
     ToDirect,
     ToFlow,
     ToService,
+    is_secure_only,
     warning,
 )
 from wsgate.sip.registrar import Registrar
-from wsgate.sip.registration import registrations
+from wsgate.sip.screening import Screening, reply_place, with_via_parameters
+from wsgate.sip.services import Services
 from wsgate.sip.targets import BackendSettings
 from wsgate.sip.tracking import BEGINNERS, Tracker
 from wsgate.sip.transaction import (
@@ -49,14 +50,6 @@ from wsgate.sip.transaction import (
     TransactionLayer,
     TransactionSettings,
 )
-
-ALLOWED_METHODS = b"INVITE, ACK, CANCEL, BYE, OPTIONS, REGISTER, SUBSCRIBE, NOTIFY, REFER, MESSAGE, INFO, PRACK, UPDATE"
-MAX_BREADTH = 60
-"""Branches that a request without Max-Breadth may be forked into (RFC 5393 §5.3.3)."""
-STRANGER_INTERVAL_SECONDS = 10.0
-"""One 403 per this time to an address that may not send to us (rule N6)."""
-STRANGERS_REMEMBERED = 1024
-
 
 Effect = Send | Resolve | Connect
 
@@ -83,13 +76,12 @@ class Edge:
         self._settings = settings
         self._names = names
         self._flows = flows
-        self._backends = backends
         self._directory = directory
-        self._registrar = registrar
         self._random_bytes = random_bytes
         self._counters = counters
-        self._strangers: OrderedDict[str, float] = OrderedDict()
         self._dialogs = DialogTable(dialogs_limit, settings.dialog_lifetime)
+        self._screening = Screening(settings, flows.tokens, self._dialogs, backends, counters)
+        self._services = Services(registrar, flows, directory, counters)
         self._tracker = Tracker(self._dialogs, flows.tokens)
         self._layer = TransactionLayer(transactions, counters)
         self._proxy = Proxy(settings, backend_settings, names, flows, self._dialogs, backends, directory.superseded)
@@ -118,19 +110,19 @@ class Edge:
         flow = self._flows.get(connection)
         if flow is None:
             return []
-        message = self._parse(data, flow.hop)
+        message = self._screening.parse(data, flow.hop)
         if message is None:
             return []
         if not message.is_request:
             return self._response(message, flow.hop, now)
         if self._settings.add_received:
-            message = self._with_received(message, flow.hop, flow.remote)
+            message = _with_received(message, flow.remote)
         return self._request(message, flow.hop, now)
 
     def refused(self, connection: bytes, data: bytes) -> list[Effect]:
         """One WebSocket message over the rate of its connection: 503 to a request, nothing else (table A)."""
         flow = self._flows.get(connection)
-        message = self._parse(data, flow.hop) if flow is not None else None
+        message = self._screening.parse(data, flow.hop) if flow is not None else None
         if flow is None or message is None or not message.is_request:
             return []
         self._counters.count("sip_messages_over_rate")
@@ -138,14 +130,14 @@ class Edge:
 
     def from_backend(self, hop: Hop, data: bytes, now: float) -> list[Effect]:
         """One message from the backend side; `hop` is its source (and connection)."""
-        message = self._parse(data, hop)
+        message = self._screening.parse(data, hop)
         if message is None:
             return []
         if not message.is_request:
             return self._response(message, hop, now)
         try:
-            message, reply_hop = self._reply_place(message, hop)
-            if not self.is_trusted(hop.address.host) and not self._is_in_known_dialog(message):
+            message, reply_hop = reply_place(message, hop)
+            if not self._screening.is_trusted(hop.address.host) and not self._screening.is_in_known_dialog(message):
                 return self._turn_away(message, reply_hop, now)
         except ProtocolError:
             self._counters.count("sip_malformed_dropped")
@@ -180,7 +172,9 @@ class Edge:
         """Everything that is due at `now`."""
         effects: list[object] = list(self._layer.handle_timer(now))
         effects += self._forwarding.handle_timer(now)
-        self._counters.count("sip_dialogs_forgotten", self._dialogs.handle_timer(now))
+        forgotten = self._dialogs.handle_timer(now)
+        if forgotten:
+            self._counters.count("sip_dialogs_forgotten", forgotten)
         self._directory.handle_timer(now)
         return self._run(effects, now)
 
@@ -197,18 +191,11 @@ class Edge:
             **self._directory.counts(),
         }
 
-    # What comes in
+    def is_trusted(self, host: str) -> bool:
+        """True for an address of a configured backend and of trusted_sources (rule N6)."""
+        return self._screening.is_trusted(host)
 
-    def _parse(self, data: bytes, hop: Hop) -> Message | None:
-        try:
-            message = Message.parse(data)
-        except ProtocolError as error:
-            self._counters.count("sip_malformed_dropped")
-            logger.debug("dropped from %s: %s: %s", hop.address, error.reason, escaped(data))
-            return None
-        if message.body_start > self._settings.max_header_bytes and not message.flaw:
-            message.flaw = "headers too large"
-        return message
+    # What comes in
 
     def _response(self, message: Message, hop: Hop, now: float) -> list[Effect]:
         if message.flaw:
@@ -231,61 +218,10 @@ class Edge:
             return []
         return [Send(hop, response_to(message, *answer[:2], to_tag=self._tag(), headers=answer.headers))]
 
-    def _reply_place(self, message: Message, hop: Hop) -> tuple[Message, Hop]:
-        """Rule V2: `received` where sent-by differs, `rport` filled in; and where answers go (RFC 3581 §4)."""
-        via = message.via
-        asked = b"rport" in via.parameters
-        edited = via_top = None
-        if via.host != hop.address.host or asked:
-            via_top = message.values(b"via")[0]
-            edited = with_parameters(via_top, b"received", hop.address.host.encode())
-        if edited is not None and asked:
-            edited = with_parameters(edited, b"rport", b"%d" % hop.address.port)
-        if edited is not None and edited != via_top:
-            edit = Edit(message)
-            edit.replace_first_value(b"via", edited)
-            message = Message.parse(edit.build())
-        port = hop.address.port if asked or hop.transport is not Transport.UDP else via.port or 5060
-        return message, hop._replace(address=Address(hop.address.host, port))
-
-    def _with_received(self, message: Message, hop: Hop, remote: Address) -> Message:
-        if message.flaw:
-            return message
-        edit = Edit(message)
-        top = message.values(b"via")[0]
-        edit.replace_first_value(b"via", with_parameters(top, b"received", remote.host.encode()))
-        return Message.parse(edit.build())
-
-    def is_trusted(self, host: str) -> bool:
-        """True for an address of a configured backend and of trusted_sources (rule N6)."""
-        return self._backends.backend_of(host) is not None or in_networks(host, self._settings.trusted_sources)
-
-    def _is_in_known_dialog(self, message: Message) -> bool:
-        """Rule N6: a valid token in the Route, and a dialog of the table that holds its flow."""
-        if message.flaw or not message.to_tag:
-            return False
-        found = self._dialogs.find(message.call_id, message.from_tag, message.to_tag)
-        if found is None:
-            return False
-        for value in message.values(b"route"):
-            token = self._flows.tokens.read(parse_name_addr(value).parsed_uri().user)
-            if token.verdict is Verdict.VALID and found.dialog.holds_flow(token.connection):
-                return True
-        return False
-
     def _turn_away(self, message: Message, hop: Hop, now: float) -> list[Effect]:
         self._counters.count("sip_requests_of_strangers")
-        host = hop.address.host
-        last = self._strangers.get(host)
-        if last is not None and now - last < STRANGER_INTERVAL_SECONDS:
+        if not self._screening.may_answer_stranger(hop.address.host, now):
             return []
-        if last is None and len(self._strangers) >= STRANGERS_REMEMBERED:
-            oldest, when = next(iter(self._strangers.items()))
-            if now - when < STRANGER_INTERVAL_SECONDS:
-                return []
-            del self._strangers[oldest]
-        self._strangers[host] = now
-        self._strangers.move_to_end(host)
         headers = (warning("this source is neither a backend nor in trusted_sources"),)
         return self._stateless(message, hop, Answer(403, "Forbidden", headers))
 
@@ -308,13 +244,15 @@ class Edge:
             elif isinstance(effect, Failed):
                 queue.extend(self._forwarding.failed(effect.client, effect.why, now))
             elif isinstance(effect, Retain):
-                self._retain(effect, now)
+                self._services.retain(effect, now)
         return outside
 
     def _arrival(self, hop: Hop) -> tuple[Arrival, Leg]:
         flow = self._flows.get(hop.connection) if hop.connection else None
         sent_by = self._names.sent_by(hop, None if flow else self._forwarding.local_of(hop))
-        return Arrival(hop, flow, flow is None and self.is_trusted(hop.address.host)), Leg(flow, hop, sent_by)
+        return Arrival(hop, flow, flow is None and self._screening.is_trusted(hop.address.host)), Leg(
+            flow, hop, sent_by
+        )
 
     def _handle_request(self, server: ServerTransaction, message: Message, hop: Hop, now: float) -> Iterable[object]:
         if message.method == b"CANCEL":
@@ -327,7 +265,7 @@ class Edge:
             if not isinstance(decision, Answer):
                 decision = self._refusal(message, arrival) or decision
             if isinstance(decision, ToService):
-                branches = self._serve(decision, message, arrival, now)
+                branches = self._services.serve(decision, message, arrival, now)
             else:
                 branches = self._branches(decision, message)
         except ProtocolError as error:
@@ -358,7 +296,7 @@ class Edge:
             self._counters.count("sip_acks_dropped")
             return ()
         self._tracker.request(message, now, may_change_target=False)
-        return self._forwarding.stray(message, arrival, leg, branches[0], now)
+        return self._forwarding.stray(Stray(message, leg, branches[0]), now)
 
     def _refusal(self, message: Message, arrival: Arrival) -> Answer | None:
         """No new dialog while the table is full or the worker drains (dialog table, table A)."""
@@ -381,9 +319,8 @@ class Edge:
         if isinstance(decision, ToDirect):
             return [Branch(targets=[decision.target], drop_routes=decision.drop_routes)]
         if isinstance(decision, ToFlow):
-            if _is_secure_only(message):
-                # Rule C2: JsSIP would answer so; a browser cannot show that its leg is TLS to the end.
-                return Answer(416, "Unsupported URI Scheme", (warning("sips: towards a browser"),))
+            if is_secure_only(message):
+                return SECURE_ONLY
             return [Branch(flow=decision.flow, drop_routes=decision.drop_routes)]
         return Answer(404, "Not Found")
 
@@ -416,62 +353,6 @@ class Edge:
         data = response_to(message, *answer[:2], to_tag=self._tag(), headers=answer.headers)
         return self._layer.respond(server, answer.status, data, now)
 
-    # Services of our own
-
-    def _serve(self, decision: ToService, message: Message, arrival: Arrival, now: float) -> list[Branch] | Answer:
-        if decision.service is Service.OPTIONS:
-            headers = ((b"Allow", ALLOWED_METHODS), (b"Accept", b"*/*"), (b"Supported", b"path, outbound"))
-            return Answer(200, "OK", headers)
-        registrar = self._registrar
-        if registrar is None:
-            return Answer(404, "Not Found")
-        if decision.service is Service.REGISTER:
-            flow = arrival.flow.id if arrival.flow else b""
-            if arrival.flow is not None:
-                arrival.flow.outbound = shows_outbound(message)
-            answer = registrar.register(message, flow, arrival.hop, now)
-            return Answer(answer.status, answer.reason, tuple(answer.headers))
-        return self._locate(registrar, decision, message, arrival, now)
-
-    def _locate(
-        self, registrar: Registrar, decision: ToService, message: Message, arrival: Arrival, now: float
-    ) -> list[Branch] | Answer:
-        """Rules G1, G4, G6: whose call, where to, one branch for each instance."""
-        if arrival.flow is not None:
-            judged = registrar.judge_from(message, arrival.flow.id, now)
-            if not judged.allowed:
-                return Answer(judged.status, judged.reason, tuple(judged.headers))
-        if _is_secure_only(message):
-            return Answer(416, "Unsupported URI Scheme", (warning("sips: towards a browser"),))
-        found = registrar.lookup(parse_uri(message.uri).address_of_record, now)
-        branches = []
-        for binding in found.bindings:
-            flow = self._flows.get(binding.flow)
-            if flow is not None:
-                branches.append(Branch(flow=flow, drop_routes=decision.drop_routes, uri=binding.contact))
-        if not branches and found.status == 404:
-            return Answer(404, "Not Found", (warning("there is no such user"),))
-        if not branches:
-            return Answer(480, "Temporarily Unavailable", (warning("no open flow leads to this user"),))
-        breadth = message.header(b"max-breadth") or b""
-        if len(branches) > (int(breadth) if breadth.isdigit() and len(breadth) < 6 else MAX_BREADTH):
-            return Answer(440, "Max-Breadth Exceeded")
-        return branches
-
-    def _retain(self, retain: Retain, now: float) -> None:
-        """Rule R4: what a backend's registrar has confirmed is remembered with the flow."""
-        try:
-            found = registrations(retain.flow.id, retain.request, retain.response, now)
-            if found is None:
-                self._directory.forget_all(retain.request.to.parsed_uri().address_of_record)
-                return
-        except ProtocolError:
-            self._counters.count("sip_malformed_contacts")
-            return
-        for registration in found:
-            if not self._directory.remember(registration, now):
-                self._counters.count("sip_registrations_full")
-
     def _tag(self) -> bytes:
         return self._random_bytes(6).hex().encode()
 
@@ -480,5 +361,6 @@ def _retry(text: str) -> tuple[tuple[bytes, bytes], ...]:
     return ((b"Retry-After", b"%d" % RETRY_AFTER_SECONDS), warning(text))
 
 
-def _is_secure_only(message: Message) -> bool:
-    return message.uri[:5].lower() == b"sips:" or message.to.uri[:5].lower() == b"sips:"
+def _with_received(message: Message, remote: Address) -> Message:
+    # What has no readable Via is not answered anyway.
+    return message if message.flaw else with_via_parameters(message, (b"received", remote.host.encode()))

@@ -20,7 +20,7 @@ _URI = re.compile(
     rb"((?:;[^;?\s<>\"]*)*)"
     rb"(?:\?([^\s<>\"]*))?\Z"
 )
-_NAME_ADDR = re.compile(rb'(?:("(?:[^"\\]|\\.)*")[ \t]*|([^<"]*))<([^<>]*)>(.*)\Z', re.DOTALL)
+_NAME_ADDR = re.compile(rb'(?:("(?:[^"\\]|\\.)*")[ \t]*|([^<";]*))<([^<>]*)>(.*)\Z', re.DOTALL)
 _VIA = re.compile(
     rb"[ \t]*SIP[ \t]*/[ \t]*2\.0[ \t]*/[ \t]*([A-Za-z0-9.!%*_+`'~-]+)[ \t]+"
     rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)[ \t]*(?::[ \t]*([0-9]{1,5})[ \t]*)?((?:;.*)?)\Z",
@@ -171,10 +171,11 @@ def parse_name_addr(raw: bytes) -> NameAddr:
     found = _NAME_ADDR.match(raw)
     if found is not None:
         return NameAddr((found[1] or found[2] or b"").strip(), found[3].strip(), parse_parameters(found[4]))
-    if b"<" in raw or b">" in raw or b'"' in raw.partition(b";")[0]:
-        raise ProtocolError("malformed name-addr")
     uri, semicolon, rest = raw.partition(b";")
-    # Without angle brackets every parameter belongs to the header, not to the URI (RFC 3261 §20).
+    if b"<" in uri or b">" in uri or b'"' in uri:
+        raise ProtocolError("malformed name-addr")
+    # Without angle brackets every parameter belongs to the header, not to the URI (RFC 3261 §20); one that is quoted
+    # may well hold brackets of its own.
     return NameAddr(b"", uri.strip(), parse_parameters(semicolon + rest))
 
 

@@ -148,8 +148,18 @@ class Message:
         return values
 
     def has_token(self, name: bytes, token: bytes) -> bool:
-        """True when a comma-separated header such as Supported or Require holds `token` (lower case)."""
-        return any(token in line.lower() and token in split_values(line.lower()) for line in self.lines(name))
+        """True when a comma-separated header such as Supported or Require holds `token` (lower case).
+
+        A malformed line holds none.
+        """
+        for line in map(bytes.lower, self.lines(name)):
+            if token in line:
+                try:
+                    if token in split_values(line):
+                        return True
+                except ProtocolError:
+                    continue
+        return False
 
     @property
     def cseq(self) -> tuple[int, bytes]:
@@ -191,9 +201,14 @@ class Message:
     def via(self) -> Via:
         """The topmost Via in parts. Raises ProtocolError."""
         if self._via is None:
-            values = split_values(self.header(b"via") or b"")
-            self._via = parse_via(values[0] if values else b"")
+            self._via = parse_via(self.via_bytes)
         return self._via
+
+    @property
+    def via_bytes(self) -> bytes:
+        """The topmost Via value as it stands, unfolded. Raises ProtocolError."""
+        values = split_values(self.header(b"via") or b"")
+        return values[0] if values else b""
 
     @property
     def branch(self) -> bytes:

@@ -163,6 +163,8 @@ def warning(text: str) -> tuple[bytes, bytes]:
 
 
 FORGED = Answer(403, "Forged Flow Token", (warning("flow token with a wrong signature"),))
+SECURE_ONLY = Answer(416, "Unsupported URI Scheme", (warning("sips: towards a browser"),))
+"""Rule C2: JsSIP would answer so; a browser cannot show that its leg is TLS to the end."""
 NO_DIALOG = Answer(481, "Call/Transaction Does Not Exist", (warning("no dialog with this Call-ID and these tags"),))
 
 
@@ -380,6 +382,11 @@ class Proxy:
     def is_embedded(self, domain: str) -> bool:
         """True when the embedded registrar serves this backend section."""
         return self._backend_settings[domain].target == EMBEDDED
+
+
+def is_secure_only(message: Message) -> bool:
+    """True when Request-URI or To is sips: (rule C2)."""
+    return message.uri[:5].lower() == b"sips:" or message.to.uri[:5].lower() == b"sips:"
 
 
 def _exact_targets(uri: Uri, targets: Sequence[Target], transports: Sequence[Transport]) -> tuple[Target, ...]:

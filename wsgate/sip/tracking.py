@@ -5,6 +5,7 @@ Rules: "dialog table" of the specification, D1 (what each side gave), N6 (who ma
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from wsgate.errors import ProtocolError
@@ -69,7 +70,7 @@ class Tracker:
         self._dialogs.touch(dialog, now)
         return key
 
-    def refused(self, keys: list[Key]) -> None:
+    def refused(self, keys: Iterable[Key]) -> None:
         """The first request failed: its early dialogs are over (RFC 3261 §12.3)."""
         for key in keys:
             found = self._dialogs.find(*key)
@@ -122,9 +123,17 @@ class Tracker:
 
 
 def _routes(message: Message) -> list[bytes]:
-    return [parse_name_addr(value).uri for value in message.values(b"record-route")]
+    """The URIs of Record-Route; none at all where one cannot be read: a route with a hole leads nowhere."""
+    try:
+        return [parse_name_addr(value).uri for value in message.values(b"record-route")]
+    except ProtocolError:
+        return []
 
 
 def _contact(message: Message) -> bytes:
-    values = message.values(b"contact")
-    return parse_name_addr(values[0]).uri if values else b""
+    """The URI of the first Contact; empty where there is none that can be read."""
+    try:
+        values = message.values(b"contact")
+        return parse_name_addr(values[0]).uri if values else b""
+    except ProtocolError:
+        return b""

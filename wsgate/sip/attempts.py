@@ -1,0 +1,285 @@
+"""Attempts to reach the target of a branch: which targets, in which order, by which transport (rules N2, N3, I4, V1).
+
+A branch goes to a browser's flow or to a backend; a backend's targets are tried one after the other, each in a client
+transaction of its own. Pure: every method returns effects, or adds to those it is given, to be applied in their order.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+
+from wsgate.addr import Address, Hop, Transport
+from wsgate.metrics import Counters
+from wsgate.sip.compose import Composer, Leg, loop_hash, new_branch
+from wsgate.sip.contexts import Branch, Connect, Effect, Outcome, Resolve, Stray
+from wsgate.sip.flow import RandomBytes
+from wsgate.sip.message import Message
+from wsgate.sip.names import Names
+from wsgate.sip.proxy import Backends, SipSettings
+from wsgate.sip.targets import BackendSettings, DeadTargets, Target
+from wsgate.sip.transaction import Send, State, TransactionLayer
+
+MAX_DATAGRAM_BYTES = 65507
+"""The largest payload of a UDP datagram over IPv4; beyond it only a stream will do (rule I4)."""
+
+ADDED_BYTES = 400
+"""What our Via, Path, Routes and Record-Routes add to a request at most, for the judgement of its size (rule I4)."""
+
+STREAM_REFUSED_SECONDS = 600.0
+"""How long a backend that refused TCP is spared the next attempt (rule I4)."""
+
+STREAMS_REFUSED_REMEMBERED = 1024
+
+MAX_WAITING = 1000
+"""Requests that wait for one resolution or one connection; a further one has no target."""
+
+WEB = (Transport.WS, Transport.WSS)
+
+
+class Attempts:
+    """Sends the requests of branches, and knows what it takes: connections to WS backends, refusals, dead targets."""
+
+    def __init__(
+        self,
+        settings: SipSettings,
+        backend_settings: Mapping[str, BackendSettings],
+        layer: TransactionLayer,
+        names: Names,
+        backends: Backends,
+        random_bytes: RandomBytes,
+        counters: Counters,
+    ) -> None:
+        self._settings = settings
+        self._backend_settings = backend_settings
+        self._layer = layer
+        self._names = names
+        self._backends = backends
+        self._random_bytes = random_bytes
+        self._counters = counters
+        self._composer = Composer(names)
+        self.dead = DeadTargets()
+        self._streams_refused: OrderedDict[Address, float] = OrderedDict()
+        self._web_connections: dict[tuple[Transport, Address], tuple[bytes, Address]] = {}
+        self._resolving: dict[str, list[Branch | Stray]] = {}
+        self._connecting: dict[tuple[Transport, Address], list[tuple[Branch, Target]]] = {}
+
+    def begin(self, branch: Branch, now: float, effects: list[Effect]) -> bool:
+        """Send to the flow, or to the first target that takes it. False: there is none, `outcome` says why."""
+        if branch.flow is not None:
+            self._transmit(branch, branch.flow.hop, None, now, effects)
+            return True
+        if branch.targets is None:
+            targets = self._backends.targets(branch.backend, now)
+            if targets is None:
+                if self._await_resolution(branch.backend, branch, effects):
+                    return True
+                branch.outcome = Outcome.UNREACHABLE
+                return False
+            branch.targets = list(targets)
+        # Asked once, before the first attempt: which targets are worth one (rule N3).
+        branch.targets = list(self.dead.usable(self._eligible(branch), now))
+        if self.next_target(branch, now, effects):
+            return True
+        if branch.outcome is Outcome.PENDING:
+            branch.outcome = Outcome.UNREACHABLE
+        return False
+
+    def next_target(self, branch: Branch, now: float, effects: list[Effect]) -> bool:
+        """Send to the next target that takes the request; False when there is none left (rule N2)."""
+        while branch.targets:
+            if self._send(branch, branch.targets.pop(0), now, effects):
+                return True
+        return False
+
+    def fall_back(self, branch: Branch, now: float, effects: list[Effect]) -> bool:
+        """The stream was refused that a request was too large to do without: by UDP after all (rule I4)."""
+        target, branch.fallback = branch.fallback, None
+        if target is None:
+            return False
+        self._refuse_stream(target.address, now)
+        return self._send(branch, target, now, effects)
+
+    def stray(self, stray: Stray, now: float, effects: list[Effect]) -> None:
+        """Forward an ACK of a 2xx to its one target (RFC 3261 §16.11)."""
+        branch = stray.branch
+        local: Address | None = None
+        if branch.flow is not None:
+            hop = branch.flow.hop
+        else:
+            targets = branch.targets if branch.targets is not None else self._backends.targets(branch.backend, now)
+            if targets is None:
+                if not self._await_resolution(branch.backend, stray, effects):
+                    self._counters.count("sip_acks_without_target")
+                return
+            usable = self.dead.usable([t for t in targets if not self._names.is_own_address(t.address)], now)
+            if not usable:
+                self._counters.count("sip_acks_without_target")
+                return
+            hop, local = self._stray_hop(branch, usable[0], len(stray.message.data) + ADDED_BYTES, now)
+        effects.append(Send(hop, self._compose(stray.message, stray.leg, branch, hop, local)[0]))
+
+    def resolved(self, backend: str, now: float, effects: list[Effect]) -> list[Branch]:
+        """A resolution that was asked for is over, well or not. Returns the branches that have no target."""
+        ended = []
+        for waiting in self._resolving.pop(backend, ()):
+            branch = waiting.branch if isinstance(waiting, Stray) else waiting
+            if branch.targets is None:
+                branch.targets = list(self._backends.targets(backend, now) or ())
+            if isinstance(waiting, Stray):
+                self.stray(waiting, now, effects)
+            elif _is_wanted(branch) and not self.begin(branch, now, effects):
+                ended.append(branch)
+        return ended
+
+    def connected(self, hop: Hop, local: Address, now: float, effects: list[Effect]) -> None:
+        """A connection to a backend stands; `local` is its near end, which names us towards a WS backend (V1)."""
+        if hop.transport not in WEB:
+            return
+        place = (hop.transport, hop.address)
+        self._web_connections[place] = (hop.connection, local)
+        self._names.connected(local)
+        for branch, target in self._connecting.pop(place, ()):
+            if _is_wanted(branch):
+                self._send(branch, target, now, effects)
+
+    def disconnected(self, hop: Hop, now: float) -> list[Branch]:
+        """A backend's connection failed or is gone. Returns the branches that waited for it."""
+        place = (hop.transport, hop.address)
+        known = self._web_connections.get(place)
+        if known is not None and hop.connection in (b"", known[0]):
+            del self._web_connections[place]
+        ended = []
+        for branch, target in self._connecting.pop(place, ()):
+            self.dead.failed(target.transport, target.address, now)
+            if _is_wanted(branch):
+                ended.append(branch)
+        return ended
+
+    def local_of(self, hop: Hop) -> Address | None:
+        """The near end of the connection to a WS backend, None for other hops."""
+        known = self._web_connections.get((hop.transport, hop.address))
+        return known[1] if known else None
+
+    def _eligible(self, branch: Branch) -> list[Target]:
+        """Without what is ourselves (rule N1), for sips: without what is no TLS (RFC 3261 §26.2.2)."""
+        secure = branch.context.message.uri[:5].lower() == b"sips:"
+        return [
+            target
+            for target in branch.targets or ()
+            if not self._names.is_own_address(target.address) and (target.transport.secure or not secure)
+        ]
+
+    def _await_resolution(self, backend: str, waiting: Branch | Stray, effects: list[Effect]) -> bool:
+        queue = self._resolving.setdefault(backend, [])
+        if len(queue) >= MAX_WAITING:
+            self._counters.count("sip_waiting_full")
+            return False
+        queue.append(waiting)
+        if len(queue) == 1:
+            effects.append(Resolve(backend))
+        return True
+
+    def _send(self, branch: Branch, target: Target, now: float, effects: list[Effect]) -> bool:
+        """One attempt at one target; False when the request cannot go there."""
+        branch.fallback = None
+        if target.transport in WEB:
+            return self._send_by_web(branch, target, now, effects)
+        hop = Hop(target.transport, target.address)
+        if target.transport is Transport.UDP:
+            size = len(branch.context.message.data) + ADDED_BYTES
+            if self._is_too_large(branch.backend, target.address, size, now):
+                if size <= MAX_DATAGRAM_BYTES:
+                    branch.fallback = target
+                hop = Hop(Transport.TCP, target.address)
+            elif size > MAX_DATAGRAM_BYTES:
+                branch.outcome = Outcome.TOO_LARGE
+                return False
+        self._transmit(branch, hop, None, now, effects)
+        return True
+
+    def _is_too_large(self, backend: str, address: Address, size: int, now: float) -> bool:
+        # Rule I4: over udp_max_bytes by TCP, unless that was refused lately and a datagram can hold it.
+        limit = self._settings.udp_max_bytes
+        settings = self._backend_settings.get(backend)
+        if settings is not None and Transport.TCP not in settings.transports:
+            return False
+        if size > MAX_DATAGRAM_BYTES:
+            return True
+        return bool(limit) and size > limit and self._streams_refused.get(address, 0.0) <= now
+
+    def _refuse_stream(self, address: Address, now: float) -> None:
+        self._streams_refused.pop(address, None)
+        self._streams_refused[address] = now + STREAM_REFUSED_SECONDS
+        while len(self._streams_refused) > STREAMS_REFUSED_REMEMBERED:
+            self._streams_refused.popitem(last=False)
+
+    def _send_by_web(self, branch: Branch, target: Target, now: float, effects: list[Effect]) -> bool:
+        place = (target.transport, target.address)
+        known = self._web_connections.get(place)
+        if known is not None:
+            self._transmit(branch, Hop(*place, known[0]), known[1], now, effects)
+            return True
+        queue = self._connecting.setdefault(place, [])
+        if len(queue) >= MAX_WAITING:
+            self._counters.count("sip_waiting_full")
+            return False
+        branch.departure = Hop(*place)
+        branch.client = None
+        queue.append((branch, target))
+        if len(queue) == 1:
+            effects.append(Connect(Hop(*place), branch.backend))
+        return True
+
+    def _transmit(self, branch: Branch, hop: Hop, local: Address | None, now: float, effects: list[Effect]) -> None:
+        context = branch.context
+        branch.departure = hop
+        branch.provisional = False
+        data, _ = self._compose(context.message, context.leg, branch, hop, local)
+        accepts = self._accepting(branch.backend, hop)
+        branch.client, sent = self._layer.request(Message.parse(data), hop, now, branch, accepts)
+        effects += sent
+
+    def _compose(
+        self, message: Message, leg: Leg, branch: Branch, hop: Hop, local: Address | None
+    ) -> tuple[bytes, bytes]:
+        """The request as it leaves, and the branch of its Via."""
+        departure = Leg(branch.flow, hop, self._names.sent_by(hop, local))
+        via_branch = new_branch(loop_hash(message), self._random_bytes)
+        data = self._composer.request(
+            message,
+            via_branch,
+            leg,
+            departure,
+            drop_routes=branch.drop_routes,
+            uri=branch.uri,
+            routes=branch.routes,
+        )
+        return data, via_branch
+
+    def _accepting(self, backend: str, hop: Hop) -> Callable[[Hop], bool]:
+        """Rule V3: the same connection for WebSocket, else any address of the backend, whatever the port."""
+        if hop.transport in WEB:
+            return lambda source: source.connection == hop.connection
+        host = hop.address.host
+        return lambda source: (
+            source.transport not in WEB
+            and (
+                source.address.host == host
+                or (bool(backend) and self._backends.backend_of(source.address.host) == backend)
+            )
+        )
+
+    def _stray_hop(self, branch: Branch, target: Target, size: int, now: float) -> tuple[Hop, Address | None]:
+        place = (target.transport, target.address)
+        known = self._web_connections.get(place)
+        if known is not None:
+            return Hop(*place, known[0]), known[1]
+        if target.transport is Transport.UDP and self._is_too_large(branch.backend, target.address, size, now):
+            return Hop(Transport.TCP, target.address), None
+        return Hop(*place), None
+
+
+def _is_wanted(branch: Branch) -> bool:
+    """True while somebody waits for what a branch will bring: it is not over, nor is the caller gone."""
+    return branch.outcome is Outcome.PENDING and branch.context.server.state is not State.TERMINATED

@@ -1,0 +1,140 @@
+"""Requests under way, as data: response contexts, their branches, what the outside is asked for (RFC 3261 §16.7)."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from wsgate.addr import Hop
+from wsgate.sip.compose import Leg
+from wsgate.sip.dialogs import Key
+from wsgate.sip.flow import Flow
+from wsgate.sip.message import Message
+from wsgate.sip.proxy import Arrival
+from wsgate.sip.targets import Target
+from wsgate.sip.transaction import ClientTransaction, ServerTransaction
+from wsgate.sip.transaction import Effect as TransactionEffect
+
+
+class Resolve(NamedTuple):
+    """Find out where a backend is, then call `resolved`."""
+
+    backend: str
+
+
+class Connect(NamedTuple):
+    """Open a connection to a WS backend, then call `connected` or `failed`: its near end stands in our Via (V1)."""
+
+    hop: Hop
+    backend: str
+
+
+class Retain(NamedTuple):
+    """The REGISTER of a flow was answered with 2xx: remember what it registered (rule R4)."""
+
+    flow: Flow
+    request: Message
+    response: Message
+
+
+Effect = TransactionEffect | Resolve | Connect | Retain
+
+
+class Outcome(enum.Enum):
+    """What became of a branch."""
+
+    PENDING = "pending"
+    ANSWERED = "answered"
+    UNREACHABLE = "no target reachable"
+    TIMEOUT = "no answer"
+    UNAVAILABLE = "503 received"
+    TOO_LARGE = "too large for any transport"
+
+
+class Branch:
+    """One way of a forwarded request, with the targets that are left to try.
+
+    A branch goes to a browser's `flow`, or to `targets` of a `backend` (None: wherever its resolution leads, empty
+    name: a target of direct_targets). `uri` replaces the Request-URI, `routes` are put on top of what Route remains.
+    """
+
+    __slots__ = (
+        "backend",
+        "client",
+        "context",
+        "departure",
+        "drop_routes",
+        "fallback",
+        "flow",
+        "outcome",
+        "provisional",
+        "response",
+        "routes",
+        "targets",
+        "uri",
+    )
+
+    def __init__(
+        self,
+        *,
+        backend: str = "",
+        flow: Flow | None = None,
+        targets: Sequence[Target] | None = None,
+        drop_routes: int = 0,
+        uri: bytes | None = None,
+        routes: tuple[bytes, ...] = (),
+    ) -> None:
+        self.context: Context
+        self.backend = backend
+        self.flow = flow
+        self.targets: list[Target] | None = list(targets) if targets is not None else None
+        self.drop_routes = drop_routes
+        self.uri = uri
+        self.routes = routes
+        self.client: ClientTransaction | None = None
+        self.departure: Hop | None = None
+        self.fallback: Target | None = None
+        self.outcome = Outcome.PENDING
+        self.response: Message | None = None
+        self.provisional = False
+
+
+class Context:
+    """A request on its way: the server transaction it came in, and its branches (RFC 3261 §16.7).
+
+    `dialogs` holds the keys of the dialogs that its answers began, `timer_c` when Timer C fires.
+    """
+
+    __slots__ = (
+        "answered",
+        "arrival",
+        "branches",
+        "cancelled",
+        "dialogs",
+        "leg",
+        "message",
+        "number",
+        "server",
+        "timer_c",
+    )
+
+    def __init__(self, server: ServerTransaction, message: Message, arrival: Arrival, leg: Leg) -> None:
+        self.server = server
+        self.message = message
+        self.arrival = arrival
+        self.leg = leg
+        self.number = 0
+        self.branches: list[Branch] = []
+        self.dialogs: dict[Key, None] = {}
+        self.answered = False
+        self.cancelled = False
+        self.timer_c = 0.0
+
+
+class Stray(NamedTuple):
+    """An ACK of a 2xx on its way: no transaction, no answer, one target (RFC 3261 §16.11, rule I7)."""
+
+    message: Message
+    leg: Leg
+    branch: Branch

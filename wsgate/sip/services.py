@@ -1,0 +1,89 @@
+"""What wsgate does itself instead of forwarding: OPTIONS, the embedded registrar, its location service. Pure.
+
+Rules: G1 (OPTIONS for us, location), G4 (whose From), G6 (one branch for each instance), R4 (what is remembered).
+"""
+
+from __future__ import annotations
+
+from wsgate.directory import Directory
+from wsgate.errors import ProtocolError
+from wsgate.metrics import Counters
+from wsgate.sip.compose import shows_outbound
+from wsgate.sip.contexts import Branch, Retain
+from wsgate.sip.flow import FlowTable
+from wsgate.sip.headers import parse_uri
+from wsgate.sip.message import Message
+from wsgate.sip.proxy import SECURE_ONLY, Answer, Arrival, Service, ToService, is_secure_only, warning
+from wsgate.sip.registrar import Registrar
+from wsgate.sip.registration import registrations
+
+ALLOWED_METHODS = b"INVITE, ACK, CANCEL, BYE, OPTIONS, REGISTER, SUBSCRIBE, NOTIFY, REFER, MESSAGE, INFO, PRACK, UPDATE"
+MAX_BREADTH = 60
+"""Branches that a request without Max-Breadth may be forked into (RFC 5393 §5.3.3)."""
+
+NO_USER = Answer(404, "Not Found", (warning("there is no such user"),))
+NO_FLOW = Answer(480, "Temporarily Unavailable", (warning("no open flow leads to this user"),))
+
+
+class Services:
+    """Serves what the proxy decided to keep here, and remembers what backends' registrars confirmed."""
+
+    def __init__(self, registrar: Registrar | None, flows: FlowTable, directory: Directory, counters: Counters) -> None:
+        self._registrar = registrar
+        self._flows = flows
+        self._directory = directory
+        self._counters = counters
+
+    def serve(self, decision: ToService, message: Message, arrival: Arrival, now: float) -> list[Branch] | Answer:
+        """The answer, or the branches that lead to a user of ours. Raises ProtocolError."""
+        if decision.service is Service.OPTIONS:
+            headers = ((b"Allow", ALLOWED_METHODS), (b"Accept", b"*/*"), (b"Supported", b"path, outbound"))
+            return Answer(200, "OK", headers)
+        registrar = self._registrar
+        if registrar is None:
+            return Answer(404, "Not Found")
+        if decision.service is Service.LOCATION:
+            return self._locate(registrar, decision, message, arrival, now)
+        flow = b""
+        if arrival.flow is not None:
+            flow = arrival.flow.id
+            arrival.flow.outbound = shows_outbound(message)
+        answer = registrar.register(message, flow, arrival.hop, now)
+        return Answer(answer.status, answer.reason, tuple(answer.headers))
+
+    def retain(self, retain: Retain, now: float) -> None:
+        """Rule R4: what a backend's registrar has confirmed is remembered with the flow."""
+        try:
+            found = registrations(retain.flow.id, retain.request, retain.response, now)
+            if found is None:
+                self._directory.forget_all(retain.request.to.parsed_uri().address_of_record)
+                return
+        except ProtocolError:
+            self._counters.count("sip_malformed_contacts")
+            return
+        for registration in found:
+            if not self._directory.remember(registration, now):
+                self._counters.count("sip_registrations_full")
+
+    def _locate(
+        self, registrar: Registrar, decision: ToService, message: Message, arrival: Arrival, now: float
+    ) -> list[Branch] | Answer:
+        """Rules G1, G4, G6: whose call, where to, one branch for each instance."""
+        if arrival.flow is not None:
+            judged = registrar.judge_from(message, arrival.flow.id, now)
+            if not judged.allowed:
+                return Answer(judged.status, judged.reason, tuple(judged.headers))
+        if is_secure_only(message):
+            return SECURE_ONLY
+        found = registrar.lookup(parse_uri(message.uri).address_of_record, now)
+        branches = []
+        for binding in found.bindings:
+            flow = self._flows.get(binding.flow)
+            if flow is not None:
+                branches.append(Branch(flow=flow, drop_routes=decision.drop_routes, uri=binding.contact))
+        if not branches:
+            return NO_USER if found.status == 404 else NO_FLOW
+        breadth = message.header(b"max-breadth") or b""
+        if len(branches) > (int(breadth) if breadth.isdigit() and len(breadth) < 6 else MAX_BREADTH):
+            return Answer(440, "Max-Breadth Exceeded")
+        return branches
