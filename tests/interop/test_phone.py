@@ -438,7 +438,7 @@ def test_every_message_code_that_the_page_uses_has_its_sentence() -> None:
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30)
     found = json.loads(done.stdout)
     code = "".join((directory / name).read_text() for name in ("line.js", "phone.js", "settings.js"))
-    pattern = r'(?:showMessage\(|message: |\? |: |return |TypeError\()"([a-z]+(?:-[a-z]+)+)"'
+    pattern = r'(?:showMessage\(|message: |\? |" : |return |TypeError\(|abandon\()"([a-z]+(?:-[a-z]+)+)(?=")'
     used = {*found["used"], *re.findall(pattern, code)}
     assert {"no-jssip", "ice-failed", "turn-refused", "connection-lost", "bad-server"} <= used
     assert used <= set(found["texts"])

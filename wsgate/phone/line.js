@@ -6,8 +6,10 @@
 
 import { callMessage, registrationMessage } from "./messages.js";
 
-const GATHER_LIMIT_MS = 2000; // JsSIP sends no trickle: an unreachable TURN server may not hold the call up
+const GATHER_LIMIT_MS = 2000; // JsSIP does not trickle: an unreachable TURN server may not hold the call up
+const GATHER_REST_MS = 150; // what still comes once the relay candidate, the slowest, is there
 const RELAY_LIMIT_MS = 6000; // how long a relay candidate is waited for when nothing else is allowed
+const NO_MEDIA_LIMIT_MS = 20000; // an answered call without ICE connection; browsers wait far longer before they say "failed"
 const RETRY_MS = 15000; // a registration refused for the moment (5xx, timeout)
 const REFUSED_BY_TURN = new Set([400, 401, 403, 431, 437, 438, 441, 486]);
 
@@ -29,7 +31,7 @@ export class Line {
   #registered = false; // ever: before the first time a failure ends the attempt, later it is retried
   #stopped = false;
   #session = null;
-  #call = null; // {peer, outgoing, state, peerConnection, gathering, accepted, startedAt, iceFailed, message}
+  #call = null; // {peer, outgoing, state, peerConnection, gathering, accepted, silence, startedAt, iceFailed, message}
   #retry = null;
 
   /**
@@ -256,8 +258,13 @@ export class Line {
 
   /** JsSIP waits for the end of gathering; `ready` sends what there is. */
   #onCandidate({ candidate, ready }) {
-    if (this.#options.relayOnly && candidate.candidate.includes(" typ relay")) ready();
-    else this.#call.gathering ??= setTimeout(ready, GATHER_LIMIT_MS);
+    const call = this.#call;
+    if (!candidate.candidate.includes(" typ relay")) {
+      call.gathering ??= setTimeout(ready, GATHER_LIMIT_MS);
+      return;
+    }
+    clearTimeout(call.gathering);
+    call.gathering = setTimeout(ready, GATHER_REST_MS);
   }
 
   #onAccepted() {
@@ -267,23 +274,33 @@ export class Line {
     this.#settle();
   }
 
+  /** Follows the ICE state of an accepted call: active once connected, ended when that does not come or is lost for long. */
   #settle() {
     const call = this.#call;
-    const ice = call?.peerConnection?.iceConnectionState;
-    if (!call?.accepted || call.startedAt || (ice !== "connected" && ice !== "completed")) return;
-    call.startedAt = Date.now();
+    if (!call?.accepted) return;
+    const ice = call.peerConnection?.iceConnectionState;
+    if (ice !== "connected" && ice !== "completed") {
+      call.silence ??= setTimeout(() => this.#abandon(call.startedAt ? "media-lost" : "ice-failed"), NO_MEDIA_LIMIT_MS);
+      return;
+    }
+    clearTimeout(call.silence);
+    call.silence = null;
+    call.startedAt ??= Date.now();
     this.#state("active");
   }
 
-  /** Ends the call for a reason of our own that the person must see. */
+  /** Ends the call for a reason of our own that the person must see; an answered one tells the other side too. */
   #abandon(message) {
     this.#call.message = message;
-    this.hangUp(480);
+    if (this.#call.accepted) this.#session.terminate({ status_code: 408, reason_phrase: "No media" });
+    else this.hangUp(480);
   }
 
   #onEnded(event, established) {
     const call = this.#call;
     if (!call) return;
+    clearTimeout(call.gathering);
+    clearTimeout(call.silence);
     const seconds = call.startedAt ? Math.round((Date.now() - call.startedAt) / 1000) : 0;
     const message = call.message ?? this.#reason(call, event, established);
     this.#session = null;
