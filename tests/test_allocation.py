@@ -145,6 +145,16 @@ def test_opening_and_freeing_does_not_use_up_the_ports_of_others() -> None:
     assert ports.draw("alice", 5.0) is not None
 
 
+def test_even_ports_come_from_ones_own_resting_ports_as_well() -> None:
+    ports = Ports(50000, 50999, seeded())
+    for step in range(2000):
+        port = ports.draw_even("mallory", step / 1000, pair=True)
+        assert port is not None
+        ports.rest(port, "mallory", step / 1000)
+        ports.rest(port + 1, "mallory", step / 1000)
+    assert len(ports) == 1000 - PORTS_RESTING_PER_USER
+
+
 def test_a_port_that_another_program_holds_rests_for_everybody() -> None:
     ports = Ports(50000, 50001, seeded())
     first = ports.draw("alice", 0.0)
@@ -157,12 +167,12 @@ def test_a_port_that_another_program_holds_rests_for_everybody() -> None:
 
 def test_even_ports_alone_and_in_pairs() -> None:
     ports = Ports(50001, 50006, seeded())
-    assert {ports.draw_even(0.0, pair=True), ports.draw_even(0.0, pair=True)} == {50002, 50004}
-    assert ports.draw_even(0.0, pair=True) is None
-    assert ports.draw_even(0.0, pair=False) == 50006
-    assert ports.draw_even(0.0, pair=False) is None
+    assert {ports.draw_even("alice", 0.0, pair=True), ports.draw_even("alice", 0.0, pair=True)} == {50002, 50004}
+    assert ports.draw_even("alice", 0.0, pair=True) is None
+    assert ports.draw_even("alice", 0.0, pair=False) == 50006
+    assert ports.draw_even("alice", 0.0, pair=False) is None
     assert ports.draw("alice", 0.0) == 50001
-    assert ports.draw_even(0.0, pair=False) is None
+    assert ports.draw_even("alice", 0.0, pair=False) is None
 
 
 def test_ports_stay_consistent_under_random_use() -> None:
@@ -175,7 +185,7 @@ def test_ports_stay_consistent_under_random_use() -> None:
             held.remove(port)
             ports.rest(port, source.choice(["a", "b", ""]), now)
         else:
-            port = ports.draw("a", now) if source.random() < 0.7 else ports.draw_even(now, pair=False)
+            port = ports.draw("a", now) if source.random() < 0.7 else ports.draw_even("a", now, pair=False)
             assert port is None or port not in held
             held |= {port} - {None}
     assert all(50000 <= port <= 50063 for port in held)

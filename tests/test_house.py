@@ -20,7 +20,7 @@ FLOORS = {
         " sip/transaction_effects sip/transaction_timers sip/transaction sip/targets sip/dialogs sip/contacts"
         " sip/registration sip/registrar sip/proxy sip/tracking sip/contexts sip/attempts sip/forwarding sip/screening"
         " sip/services sip/edge"
-        " turn/auth turn/peers turn/allocation turn/answers turn/server"
+        " turn/auth turn/peers turn/allocation turn/answers turn/allocator turn/server"
     ),
     "net": (
         "net/clock net/tls net/dtls net/readers net/stream net/datagram net/forwarded net/upgrade net/listener"

@@ -19,14 +19,15 @@ from wsgate.turn.allocation import (
     Join,
     OpenRelays,
     Permit,
+    RelayAddress,
     Reply,
     Revoke,
     SendToPeer,
     Unbind,
 )
-from wsgate.turn.auth import Credentials, UserKeys, long_term_key, time_limited_password
+from wsgate.turn.auth import Credentials, SecretHash, UserKeys, long_term_key, time_limited_password
 from wsgate.turn.peers import Peers
-from wsgate.turn.server import ChannelRange, RelayAddress, SecretHash, TurnServer, TurnSettings
+from wsgate.turn.server import ChannelRange, TurnServer, TurnSettings
 from wsgate.turn.stun import EvenPort, Family, Integrity, MessageClass, Method, PasswordAlgorithm
 
 REALM = "sixteen.char.rlm"
@@ -622,7 +623,7 @@ def test_timers_stay_bounded_when_allocations_come_and_go() -> None:
         phone.permit(PEER)
         phone.refresh(stun.LIFETIME(0))
     assert world.server.allocations == 0
-    assert len(world.server._timers) < 100
+    assert len(world.server._allocator._timers) < 100
 
 
 # Permissions, channels, Send

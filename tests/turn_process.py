@@ -70,9 +70,10 @@ def make_server(
 ) -> Any:
     """A TurnServer that relays on `relays` (bound host, public host) for USER and for whoever has SECRET."""
     from wsgate.metrics import Counters
+    from wsgate.turn.allocation import RelayAddress
     from wsgate.turn.auth import Credentials, UserKeys, long_term_key
     from wsgate.turn.peers import Peers
-    from wsgate.turn.server import ChannelRange, RelayAddress, TurnServer, TurnSettings
+    from wsgate.turn.server import ChannelRange, TurnServer, TurnSettings
     from wsgate.turn.stun import PasswordAlgorithm
 
     if "channel_range" in options:

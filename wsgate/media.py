@@ -14,9 +14,10 @@ from wsgate.handover import Files
 from wsgate.log import logger
 from wsgate.metrics import Counters
 from wsgate.net.relay import Relay
+from wsgate.turn.allocation import RelayAddress
 from wsgate.turn.auth import Credentials, UserKeys, users_of_realm
 from wsgate.turn.peers import Peers
-from wsgate.turn.server import RelayAddress, TurnServer, TurnSettings
+from wsgate.turn.server import TurnServer, TurnSettings
 
 
 class Media:
@@ -35,7 +36,6 @@ class Media:
         """`own_hosts` are addresses of this machine, the wanted first. Raises StartError."""
         self._settings = settings
         self._relay_addresses = _relay_addresses(settings, own_hosts)
-        self._own_hosts = own_hosts
         self._forbidden: frozenset[Address] = frozenset()
         self.server = TurnServer(
             settings,
@@ -81,7 +81,7 @@ class Media:
     def _peers(self, settings: TurnSettings) -> Peers:
         hosts = [host for relay in self._relay_addresses for host in (relay.host, relay.public)]
         return Peers(
-            own_hosts=[*hosts, *self._own_hosts],
+            own_hosts=hosts,
             relay_ports=settings.relay_ports,
             allow=settings.allow_peers,
             deny=settings.deny_peers,

@@ -30,6 +30,13 @@ class Client(NamedTuple):
     address: Address
 
 
+class RelayAddress(NamedTuple):
+    """An address that relay sockets are bound to, and the one that clients are told (`external_address`)."""
+
+    host: str
+    public: str
+
+
 class Reply(NamedTuple):
     """Send a STUN message to a client."""
 
@@ -260,9 +267,18 @@ class Ports:
             return port
         return None
 
-    def draw_even(self, now: float, *, pair: bool) -> int | None:
+    def draw_even(self, user: str, now: float, *, pair: bool) -> int | None:
         """A random even port, with `pair` the next one free and taken too (EVEN-PORT, RFC 8656 §7.2)."""
         self._release(now)
+        own = self._resting_of.get(user, {})
+        if len(own) >= PORTS_RESTING_PER_USER:
+            for port in own:
+                if not port & 1 and (not pair or port + 1 in own):
+                    self._wake(port)
+                    if pair:
+                        self._wake(port + 1)
+                    return port
+            return None
         if not self._free:
             return None
         draws = (self._free[self._index(len(self._free))] & ~1 for _ in range(EVEN_PORT_DRAWS))
