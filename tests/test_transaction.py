@@ -305,6 +305,22 @@ def test_timer_e_is_t2_in_proceeding() -> None:
     assert sends(by_hand(machines, 31)) == [0.5, 4.5, 8.5, 12.5, 16.5, 20.5, 24.5, 28.5]
 
 
+@pytest.mark.parametrize("status", [100, 200, 404])
+def test_other_request_goes_on_after_a_100(status: int) -> None:
+    """RFC 3261 §17.1.2.2, Proceeding: further provisionals and the final one pass, F still counts, so does the hop."""
+    machines = layer()
+    client = start(machines, b"MESSAGE", UDP)
+    machines.receive_response(answer(client.request, 100), UDP, 0.1)
+    response = answer(client.request, status, b"another", body=b"x")
+    assert machines.receive_response(response, UDP, 0.2) == [ResponseReceived(client, response)]
+    happened = by_hand(machines, 100)
+    if status == 100:
+        assert happened[-2:] == [(32.0, Failed(client, Failure.TIMEOUT)), (32.0, Ended(None, client))]
+    else:
+        assert happened == [(5.2, Ended(None, client))]
+    assert_empty(machines)
+
+
 @pytest.mark.parametrize("method", [b"INVITE", b"MESSAGE"])
 @pytest.mark.parametrize("hop", [FLOW, TCP])
 def test_nothing_is_retransmitted_over_a_reliable_transport(method: bytes, hop: Hop) -> None:
@@ -757,6 +773,27 @@ def test_provisionals_to_another_request_than_invite(hop: Hop, status: int, sent
     assert happened[-1] == (37.0, Ended(server, None))
 
 
+@pytest.mark.parametrize("status", [200, 404, 408])
+def test_answer_after_the_late_100(status: int) -> None:
+    """A retransmission is answered with the 100, the final response still goes out, a 408 never."""
+    machines = layer()
+    message = request(b"MESSAGE")
+    server = server_of(machines.receive_request(message, UDP, 0.0))
+    ((_when, trying),) = by_hand(machines, 4.0)
+    assert machines.receive_request(message, UDP, 4.0) == [trying]
+    data = answer(message, status).data
+    last = [Ended(server, None)] if status == 408 else [Send(UDP, data)]
+    assert machines.respond(server, status, data, 5.0) == last
+
+
+def test_second_100_over_a_flow_is_sent() -> None:
+    machines = layer()
+    server = server_of(machines.receive_request(request(b"MESSAGE"), FLOW, 0.0))
+    data = answer(server.request, 100).data
+    assert machines.respond(server, 100, data, 1.0) == [Send(FLOW, data)]
+    assert machines.respond(server, 100, data, 2.0) == [Send(FLOW, data)]
+
+
 # --- Matching -----------------------------------------------------------------------------------------------------
 
 
@@ -877,17 +914,23 @@ def test_udp_address_that_fails_fails_what_waits_for_it() -> None:
     calling = start(machines, b"INVITE", UDP, branch=b"z9hG4bK-1")
     proceeding = start(machines, b"INVITE", UDP, branch=b"z9hG4bK-2")
     trying = start(machines, b"MESSAGE", UDP, branch=b"z9hG4bK-3")
+    delayed = start(machines, b"MESSAGE", UDP, branch=b"z9hG4bK-9")
+    refused = start(machines, b"INVITE", UDP, branch=b"z9hG4bK-10")
     completed = start(machines, b"MESSAGE", UDP, branch=b"z9hG4bK-4")
     accepted = start(machines, b"INVITE", UDP, branch=b"z9hG4bK-5")
     other = start(machines, b"MESSAGE", elsewhere, branch=b"z9hG4bK-6")
     over_tcp = start(machines, b"MESSAGE", TCP, branch=b"z9hG4bK-7")
     server = server_of(machines.receive_request(request(branch=b"z9hG4bK-8"), UDP, 0.0))
     machines.receive_response(answer(proceeding.request, 180), UDP, 0.1)
+    machines.receive_response(answer(delayed.request, 100), UDP, 0.1)
+    machines.receive_response(answer(refused.request, 486), UDP, 0.1)
     machines.receive_response(answer(completed.request, 200), UDP, 0.1)
     machines.receive_response(answer(accepted.request, 200), UDP, 0.1)
     effects = machines.transport_failed(UDP, 0.2, "gone")
-    assert failed(effects) == [calling, proceeding, trying]
-    assert [effect.client for effect in effects if isinstance(effect, Ended)] == [calling, proceeding, trying]
+    gone = [calling, proceeding, trying, delayed]
+    assert failed(effects) == gone
+    ended = [effect.client for effect in effects if isinstance(effect, Ended)]
+    assert ended == [*gone, refused], "the proxy has the answer already; only the ACK was lost"
     assert completed.state is State.COMPLETED
     assert accepted.state is State.ACCEPTED
     assert other.state is State.TRYING
