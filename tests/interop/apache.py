@@ -36,6 +36,7 @@ Define WSGATE_BACKEND {backend}
     SSLCertificateFile {certificate}
     SSLCertificateKeyFile {key}
     Include {include}
+    {site}
 </VirtualHost>
 <VirtualHost 127.0.0.1:{plain_port}>
     Include {include}
@@ -59,13 +60,16 @@ class Apache:
     """httpd with TLS on `port` and without on `plain_port`, relaying /ws to `backend` (host:port).
 
     `wstunnel` takes mod_proxy_wstunnel, as httpd before 2.4.47 must; otherwise mod_proxy_http with upgrade=websocket.
+    `site` are further lines of the virtual host with TLS, `modules` what they need.
     """
 
-    def __init__(self, directory: Path, backend: str, *, wstunnel: bool) -> None:
+    def __init__(
+        self, directory: Path, backend: str, *, wstunnel: bool, site: str = "", modules: tuple[str, ...] = ()
+    ) -> None:
         self.certificate, key = make_certificate(directory)
         self.port, self.plain_port = free_port(), free_port()
         directory.chmod(0o755)
-        modules = [*LOADED, "proxy_wstunnel" if wstunnel else "proxy_http"]
+        loaded = [*LOADED, "proxy_wstunnel" if wstunnel else "proxy_http", *modules]
         self._directory = directory
         config = directory / "httpd.conf"
         config.write_text(
@@ -75,12 +79,13 @@ class Apache:
                 plain_port=self.plain_port,
                 user="www-data",
                 group="www-data",
-                modules="\n".join(f"LoadModule {name}_module {MODULES}/mod_{name}.so" for name in modules),
+                modules="\n".join(f"LoadModule {name}_module {MODULES}/mod_{name}.so" for name in loaded),
                 backend=backend,
                 define="Define WSGATE_WSTUNNEL" if wstunnel else "",
                 certificate=self.certificate,
                 key=key,
                 include=INCLUDE,
+                site=site,
             )
         )
         self._process = Process(["apache2", "-d", directory, "-f", config, "-DFOREGROUND"], directory / "httpd.log")

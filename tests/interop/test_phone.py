@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.interop.apache import Apache
 from tests.interop.chromium import FAKE_DEVICES, Chromium, WebPhone, assert_call
 from tests.interop.process import Process, accepts, free_port
 
@@ -46,6 +47,13 @@ bind = 127.0.0.1:{secure}
 tls = on
 turn = off
 
+[listener apache]
+bind = 127.0.0.1:{relayed}
+tls = off
+turn = off
+trusted_proxies = 127.0.0.1
+tls_at_relay = on
+
 [sip]
 bind = 127.0.0.1:{sip}
 
@@ -62,7 +70,7 @@ tcp =
 realm = {domain}
 users = {directory}/users
 relay_address = 127.0.0.1
-relay_ports = {relay}-{relay_end}
+relay_ports = 61000-61499
 """
 
 
@@ -70,11 +78,11 @@ class PhoneSystem:
     """The daemon with two listeners, three users and TURN over UDP, on loopback."""
 
     def __init__(self, directory: Path) -> None:
-        self.plain_port, self.secure_port, turn, relay = free_port(), free_port(), free_port(), 61000
+        self.plain_port, self.secure_port, self.relayed_port = free_port(), free_port(), free_port()
         self._directory = directory
         self._ini = directory / "phone.ini"
-        ports = {"plain": self.plain_port, "secure": self.secure_port, "sip": free_port(), "turn": turn}
-        text = INI.format(directory=directory, domain=DOMAIN, relay=relay, relay_end=relay + 499, **ports)
+        ports = {"plain": self.plain_port, "secure": self.secure_port, "relayed": self.relayed_port}
+        text = INI.format(directory=directory, domain=DOMAIN, sip=free_port(), turn=free_port(), **ports)
         self._ini.write_text(text)
         for user in USERS:
             self._command("user", "add", "-c", self._ini, "--password-stdin", user)
@@ -170,6 +178,29 @@ def test_two_pages_call_each_other(system: PhoneSystem, phone: Opener, scheme: s
     bob.wait_message("hung-up")
     bob.wait_data("call", "none")
     alice.wait_data("call", "none")
+
+
+@pytest.mark.parametrize("way", ["upgrade=websocket", "mod_proxy_wstunnel"])
+def test_two_pages_of_an_apache_call_each_other_through_it(
+    system: PhoneSystem, phone: Opener, tmp_path: Path, way: str
+) -> None:
+    # Apache has TLS, the gateway behind it has none; the page is relayed as an admin would for the phone at /page/.
+    wstunnel = way == "mod_proxy_wstunnel"
+    backend = f"127.0.0.1:{system.relayed_port}"
+    site = f'ProxyPreserveHost On\nProxyPass "/page/" "http://{backend}/"'
+    modules = ("proxy_http",) if wstunnel else ()
+    httpd = Apache(tmp_path, backend, wstunnel=wstunnel, site=site, modules=modules)
+    try:
+        base = f"https://127.0.0.1:{httpd.port}/page"
+        alice, bob = phone("alice", base=base, relay="1"), phone("bob", base=base, relay="1")
+        alice.call("bob")
+        bob.answer()
+        assert_call(alice, bob, "relay")
+        bob.hang_up()
+        alice.wait_message("hung-up")
+        bob.page.wait("document.getElementById('phone').dataset.call === 'none'")
+    finally:
+        httpd.stop()
 
 
 def test_the_callee_hangs_up_then_the_next_call_works(phone: Opener) -> None:
