@@ -19,7 +19,7 @@ setup(
     license="BSD-2-Clause",
     license_files=["LICENSE"],
     packages=find_packages(include=["wsgate", "wsgate.*"]),
-    package_data={"wsgate.phone": ["*"], "wsgate": ["phone/*", "py.typed"]},
+    package_data={"wsgate": ["phone/*", "py.typed"]},
     python_requires=">=3.10",
     install_requires=[
         "gevent>=23.9",
