@@ -167,3 +167,95 @@ def response(
     lines += [header.encode() for header in headers]
     lines += [b"Content-Length: %d" % len(body), b"", b""]
     return b"\r\n".join(lines) + body
+
+
+def backend_request(method: str, uri: str, *headers: str, body: bytes = b"", **fields: str) -> bytes:
+    """A request as the PBX sends it over UDP: from bob to alice."""
+    values = {
+        "via": f"SIP/2.0/UDP 198.51.100.7:5060;branch=z9hG4bKp{next(_branches)}",
+        "from": "<sip:bob@example.com>;tag=b1",
+        "to": "<sip:alice@example.com>",
+    } | fields
+    return request(method, uri, *headers, body=body, **values)
+
+
+def ack_of(response_message: Message, request_message: Message) -> bytes:
+    """The ACK of a 3xx to 6xx: in the transaction of its INVITE (RFC 3261 §17.1.1.3)."""
+    lines = [b"ACK %b SIP/2.0" % request_message.uri, b"Via: " + request_message.via_bytes]
+    lines += [b"From: " + (request_message.header(b"from") or b""), b"To: " + (response_message.header(b"to") or b"")]
+    lines += [b"Call-ID: " + request_message.call_id, b"CSeq: %d ACK" % request_message.cseq[0]]
+    return b"\r\n".join([*lines, b"Max-Forwards: 70", b"Content-Length: 0", b"", b""])
+
+
+def routes_of(message: Message, *, is_caller: bool) -> str:
+    """The route set that a party takes from Record-Route: reversed for the caller (RFC 3261 §12.1)."""
+    values = [value.decode() for value in message.values(b"record-route")]
+    return ", ".join(values[::-1] if is_caller else values)
+
+
+CONTACT = "Contact: <sip:alice@abc.invalid;transport=ws>"
+BOB = "Contact: <sip:bob@198.51.100.7>"
+
+
+def register(
+    world: World, flow: Flow, *headers: str, user: str = "alice", expires: int = 600, **fields: str
+) -> Message:
+    """Register through the PBX; returns the REGISTER as the PBX got it."""
+    contact = f"Contact: <sip:{user}@abc.invalid;transport=ws>;expires={expires}"
+    aor = f"<sip:{user}@example.com>"
+    values = {"to": aor, "from": aor + ";tag=r1", "call_id": f"reg-{user}-{flow.id.hex()}"} | fields
+    world.from_browser(flow, request("REGISTER", "sip:example.com", *(headers or (contact,)), **values))
+    arrived = world.one(PBX)
+    contacts = [value.decode() for value in arrived.lines(b"contact")]
+    world.from_backend(response(arrived, 200, "OK", *(f"Contact: {value}" for value in contacts), to_tag="reg"))
+    assert world.one(flow).status == 200
+    return arrived
+
+
+class Call:
+    """A call of a browser to bob behind the PBX, established: what each side knows of it."""
+
+    def __init__(
+        self, world: World, flow: Flow, *, contact: str = BOB, record_route: str = "", call_id: str = "call-1@test"
+    ) -> None:
+        self.world, self.flow, self.call_id = world, flow, call_id
+        world.from_browser(flow, request("INVITE", "sip:bob@example.com", CONTACT, call_id=call_id))
+        self.invite = world.one(PBX)
+        assert [message.status for message in world.take(flow)] == [100]
+        headers = [contact] + ([f"Record-Route: {record_route}"] if record_route else [])
+        if record_route:
+            # The far proxy stands above us.
+            data = response(self.invite, 200, "OK", contact, to_tag="b1")
+            place = data.index(b"Record-Route:")
+            data = data[:place] + f"Record-Route: {record_route}\r\n".encode() + data[place:]
+        else:
+            data = response(self.invite, 200, "OK", *headers, to_tag="b1")
+        world.from_backend(data)
+        self.ok = world.one(flow)
+        self.routes = routes_of(self.ok, is_caller=True)
+
+    def request(
+        self,
+        method: str,
+        uri: str = "sip:bob@198.51.100.7",
+        *headers: str,
+        cseq: str = "2",
+        route: str | None = None,
+        **fields: str,
+    ) -> bytes:
+        """A request of the browser inside the call."""
+        routes = self.routes if route is None else route
+        values = {"to": "<sip:bob@example.com>;tag=b1", "call_id": self.call_id, "cseq": cseq} | fields
+        return request(method, uri, *([f"Route: {routes}"] if routes else []), *headers, **values)
+
+    def backend_request(self, method: str, *headers: str, cseq: str = "1", **fields: str) -> bytes:
+        """A request of bob inside the call."""
+        routes = routes_of(self.invite, is_caller=False)
+        values = {
+            "from": "<sip:bob@example.com>;tag=b1",
+            "to": "<sip:alice@example.com>;tag=a1",
+            "call_id": self.call_id,
+            "cseq": cseq,
+        } | fields
+        uri = "sip:alice@abc.invalid;transport=ws"
+        return backend_request(method, uri, f"Route: {routes}", *headers, **values)

@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping
 
 from wsgate.addr import Address, Hop, Transport
 from wsgate.metrics import Counters
-from wsgate.sip.compose import Composer, Leg, loop_hash, new_branch
+from wsgate.sip.compose import Composer, Leg, LoopDetection
 from wsgate.sip.contexts import Branch, Connect, Effect, Outcome, Resolve, Stray
-from wsgate.sip.flow import RandomBytes
 from wsgate.sip.message import Message
 from wsgate.sip.names import Names
 from wsgate.sip.proxy import Backends, SipSettings
@@ -47,7 +46,7 @@ class Attempts:
         layer: TransactionLayer,
         names: Names,
         backends: Backends,
-        random_bytes: RandomBytes,
+        loops: LoopDetection,
         counters: Counters,
     ) -> None:
         self._settings = settings
@@ -55,7 +54,7 @@ class Attempts:
         self._layer = layer
         self._names = names
         self._backends = backends
-        self._random_bytes = random_bytes
+        self._loops = loops
         self._counters = counters
         self._composer = Composer(names)
         self.dead = DeadTargets()
@@ -245,7 +244,7 @@ class Attempts:
     ) -> tuple[bytes, bytes]:
         """The request as it leaves, and the branch of its Via."""
         departure = Leg(branch.flow, hop, self._names.sent_by(hop, local))
-        via_branch = new_branch(loop_hash(message), self._random_bytes)
+        via_branch = self._loops.new_branch(message)
         data = self._composer.request(
             message,
             via_branch,

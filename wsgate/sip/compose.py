@@ -12,7 +12,6 @@ from wsgate.sip.names import Names, side_uri, via_value
 
 DEFAULT_MAX_FORWARDS = 70
 BRANCH_PREFIX = b"z9hG4bKwsg"
-_LOOP_HASH_CHARACTERS = 12
 
 RECORD_ROUTED = frozenset((b"INVITE", b"SUBSCRIBE", b"REFER", b"NOTIFY"))
 """Methods that make or refresh dialogs and so carry our Record-Route (RFC 3261 §12, RFC 6665 §4)."""
@@ -26,23 +25,36 @@ class Leg(NamedTuple):
     sent_by: Address
 
 
-def loop_hash(message: Message) -> bytes:
-    """What a request is to a proxy; the same again under one of our own Vias is a loop (RFC 3261 §16.6 step 8)."""
-    number = message.cseq[0]
-    routes = message.lines(b"route")
-    parts = (message.uri, message.call_id, message.from_tag, message.to_tag, b"%d" % number, *routes)
-    return hashlib.blake2b(b"\n".join(parts), digest_size=6).hexdigest().encode()
+class LoopDetection:
+    """Puts into each branch a hash of the request it was made for, and knows it again (RFC 3261 §16.6 step 8, B3).
 
+    The key is this worker's own: a request that another gateway passes on unchanged is no loop.
+    """
 
-def new_branch(hash_of_request: bytes, random_bytes: RandomBytes) -> bytes:
-    """A branch that no other request has, with the loop hash inside."""
-    return BRANCH_PREFIX + hash_of_request + random_bytes(8).hex().encode()
+    def __init__(self, random_bytes: RandomBytes) -> None:
+        self._random_bytes = random_bytes
+        self._key = random_bytes(16)
 
+    def new_branch(self, message: Message) -> bytes:
+        """A branch that no other request has, with the hash of `message` as it came in."""
+        return self._mark(message) + self._random_bytes(8).hex().encode()
 
-def is_looped(message: Message, hash_of_request: bytes) -> bool:
-    """True when one of the Vias is ours and was written for the very same request (482, RFC 3261 §16.3 step 4)."""
-    mark = BRANCH_PREFIX + hash_of_request
-    return any(mark in value for value in message.lines(b"via"))
+    def is_looped(self, message: Message) -> bool:
+        """True when a Via is ours and was written for the very same request (482, RFC 3261 §16.3 step 4)."""
+        if BRANCH_PREFIX not in message.data:
+            return False
+        vias = [value for value in message.lines(b"via") if BRANCH_PREFIX in value]
+        if not vias:
+            return False
+        mark = self._mark(message)
+        return any(mark in value for value in vias)
+
+    def _mark(self, message: Message) -> bytes:
+        number = b"%d" % message.cseq[0]
+        routes = message.lines(b"route")
+        parts = (message.uri, message.call_id, message.from_tag, message.to_tag, number, *routes)
+        digest = hashlib.blake2b(b"\n".join(parts), digest_size=6, key=self._key)
+        return BRANCH_PREFIX + digest.hexdigest().encode()
 
 
 def record_routes(arrival: Leg, departure: Leg) -> list[bytes]:

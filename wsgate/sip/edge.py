@@ -14,7 +14,7 @@ from wsgate.addr import Address, Hop
 from wsgate.directory import Directory, Registration
 from wsgate.errors import ProtocolError
 from wsgate.metrics import Counters
-from wsgate.sip.compose import Leg, is_looped, loop_hash, shows_outbound
+from wsgate.sip.compose import Leg, LoopDetection, shows_outbound
 from wsgate.sip.contexts import Branch, Connect, Context, Resolve, Retain, Stray
 from wsgate.sip.dialogs import DialogTable
 from wsgate.sip.flow import Flow, FlowTable, RandomBytes
@@ -39,7 +39,7 @@ from wsgate.sip.registrar import Registrar
 from wsgate.sip.screening import Screening, reply_place, with_via_parameters
 from wsgate.sip.services import Services
 from wsgate.sip.targets import BackendSettings
-from wsgate.sip.tracking import BEGINNERS, Tracker
+from wsgate.sip.tracking import BEGINNERS, Tracker, is_at
 from wsgate.sip.transaction import (
     AckReceived,
     Failed,
@@ -84,9 +84,12 @@ class Edge:
         self._services = Services(registrar, flows, directory, counters)
         self._tracker = Tracker(self._dialogs, flows.tokens)
         self._layer = TransactionLayer(transactions, counters)
-        self._proxy = Proxy(settings, backend_settings, names, flows, self._dialogs, backends, directory.superseded)
+        loops = LoopDetection(random_bytes)
+        self._proxy = Proxy(
+            settings, backend_settings, names, flows, self._dialogs, backends, directory.superseded, loops.is_looped
+        )
         self._forwarding = Forwarding(
-            settings, backend_settings, self._layer, names, backends, self._tracker, random_bytes, counters
+            settings, backend_settings, self._layer, names, backends, self._tracker, loops, random_bytes, counters
         )
 
     # What happens outside
@@ -260,8 +263,6 @@ class Edge:
         arrival, leg = self._arrival(hop)
         try:
             decision = self._proxy.decide(message, arrival, now)
-            if not isinstance(decision, Answer) and is_looped(message, loop_hash(message)):
-                decision = Answer(482, "Loop Detected")
             if not isinstance(decision, Answer):
                 decision = self._refusal(message, arrival) or decision
             if isinstance(decision, ToService):
@@ -345,8 +346,15 @@ class Edge:
         return effects
 
     def _note(self, message: Message, arrival: Arrival, now: float) -> None:
-        # Rule N6: only a party that was known before may move its own target.
-        self._tracker.request(message, now, arrival.flow is not None or arrival.trusted)
+        # Rule N6: of the backend side a backend, or the target itself, moves a target; of the browsers the party.
+        found = self._dialogs.find(message.call_id, message.from_tag, message.to_tag)
+        if found is None:
+            return
+        if arrival.flow is not None:
+            may_change = self._proxy.is_party(found.sender, arrival.flow.id)
+        else:
+            may_change = arrival.trusted or is_at(found.sender.target, arrival.hop.address.host)
+        self._tracker.request(message, now, may_change)
 
     def _answer(self, server: ServerTransaction, message: Message, answer: Answer, now: float) -> Iterable[object]:
         self._counters.count(f"sip_answers_{answer.status}")

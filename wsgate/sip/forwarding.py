@@ -13,6 +13,7 @@ from itertools import count
 from wsgate.addr import Address, Hop
 from wsgate.metrics import Counters
 from wsgate.sip.attempts import Attempts
+from wsgate.sip.compose import LoopDetection
 from wsgate.sip.contexts import Branch, Context, Effect, Outcome, Retain, Stray
 from wsgate.sip.flow import RandomBytes
 from wsgate.sip.message import Edit, Message, response_to
@@ -37,6 +38,7 @@ class Forwarding:
         names: Names,
         backends: Backends,
         tracker: Tracker,
+        loops: LoopDetection,
         random_bytes: RandomBytes,
         counters: Counters,
     ) -> None:
@@ -45,7 +47,7 @@ class Forwarding:
         self._tracker = tracker
         self._random_bytes = random_bytes
         self._counters = counters
-        self._attempts = Attempts(settings, backend_settings, layer, names, backends, random_bytes, counters)
+        self._attempts = Attempts(settings, backend_settings, layer, names, backends, loops, counters)
         self._invites: dict[int, Context] = {}
         self._timers: list[tuple[float, int]] = []
         self._numbers = count(1)

@@ -162,7 +162,10 @@ def parse_uri(raw: bytes) -> Uri:
             name, equals, value = piece.partition(b"=")
             if name:
                 parameters.setdefault(unescape(name).lower(), unescape(value) if equals else None)
-    return Uri(found[1].lower(), found[2], canonical_host(found[3].decode("ascii")), port, parameters, found[6])
+    host = canonical_host(found[3].decode("ascii"))
+    if not host:
+        raise ProtocolError("no host in URI")
+    return Uri(found[1].lower(), found[2], host, port, parameters, found[6])
 
 
 def parse_name_addr(raw: bytes) -> NameAddr:

@@ -37,6 +37,11 @@ from wsgate.sip.message import Message
 from wsgate.sip.names import Names
 from wsgate.sip.targets import BackendSettings, Target
 
+METADATA = tuple(
+    map(parse_network, ("100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254", "fd20:ce::254"))
+)
+"""Metadata services of clouds that are not link-local: no direct target even inside direct_targets (rule D1)."""
+
 EMBEDDED = "embedded"
 """The `target` that means the embedded registrar."""
 
@@ -180,6 +185,7 @@ class Proxy:
         dialogs: DialogTable,
         backends: Backends,
         superseded: Callable[[bytes, bytes], bool],
+        is_looped: Callable[[Message], bool],
     ) -> None:
         self._settings = settings
         self._backend_settings = backend_settings
@@ -188,6 +194,7 @@ class Proxy:
         self._dialogs = dialogs
         self._backends = backends
         self._superseded = superseded
+        self._is_looped = is_looped
 
     def decide(self, message: Message, arrival: Arrival, now: float) -> Decision:
         """The way of one request that is not CANCEL. Raises ProtocolError where a header that routes is malformed."""
@@ -203,7 +210,7 @@ class Proxy:
         return self._from_browser(message, arrival.flow, popped, [route.uri for route in routes[popped.depth :]], now)
 
     def judge(self, message: Message) -> Answer | None:
-        """The checks before routing (RFC 3261 §16.3): syntax, Request-URI, Max-Forwards, Proxy-Require."""
+        """The checks before routing (RFC 3261 §16.3): syntax, Request-URI, Max-Forwards, loop, Proxy-Require."""
         if message.flaw:
             version = message.flaw == "unknown SIP version"
             return Answer(505, "Version Not Supported") if version else Answer(400, f"Bad Request: {message.flaw}")
@@ -218,6 +225,8 @@ class Proxy:
             return Answer(400, f"Bad Request: {error}")
         if remaining == 0:
             return Answer(483, "Too Many Hops")
+        if self._is_looped(message):
+            return Answer(482, "Loop Detected")
         unknown = message.values(b"proxy-require")
         if unknown and message.method not in (b"ACK", b"CANCEL"):
             return Answer(420, "Bad Extension", ((b"Unsupported", b", ".join(unknown)),))
@@ -277,7 +286,7 @@ class Proxy:
             return self._between_browsers(message, flow, others[-1], popped.depth)
         if not remaining and not to_tag:
             return self._out_of_dialog(message, flow, popped, now)
-        return self._onward(message, remaining[0] if remaining else message.uri, popped, now)
+        return self._onward(message, flow, remaining[0] if remaining else message.uri, popped, now)
 
     def _is_own(self, token: Token, flow: Flow) -> bool:
         return token.connection == flow.id or self._superseded(token.connection, flow.id)
@@ -289,13 +298,14 @@ class Proxy:
         found = self._dialogs.find(message.call_id, message.from_tag, message.to_tag)
         if found is None:
             return NO_DIALOG
-        if not any(self._holds(side, flow.id) for side in (found.dialog.caller, found.dialog.callee)):
+        if not any(self.is_party(side, flow.id) for side in (found.dialog.caller, found.dialog.callee)):
             return Answer(403, "Forbidden", (warning("this flow is no party of the dialog"),))
         if not found.dialog.holds_flow(named[0].connection):
             return Answer(403, "Forbidden", (warning("the flow of the Route is no party of the dialog"),))
         return self._to_token(message, *named, drop_routes)
 
-    def _holds(self, side: Side, flow: bytes) -> bool:
+    def is_party(self, side: Side, flow: bytes) -> bool:
+        """True when this side of a dialog sits on this flow, or on one that it superseded."""
         return bool(side.flow) and (side.flow == flow or self._superseded(side.flow, flow))
 
     def _out_of_dialog(self, message: Message, flow: Flow, popped: Popped, now: float) -> Decision:
@@ -313,9 +323,9 @@ class Proxy:
             return onward
         if is_numeric(uri.host):
             return self._refused(uri)
-        return Answer(404, "Not Found", (warning(f"the domain {uri.host} is not served here"),))
+        return Answer(404, "Not Found", (warning(f"the domain {uri.host[:100]} is not served here"),))
 
-    def _onward(self, message: Message, next_hop: bytes, popped: Popped, now: float) -> Decision:
+    def _onward(self, message: Message, flow: Flow, next_hop: bytes, popped: Popped, now: float) -> Decision:
         """Rule D1: the only ways on for a Route that is not ours, or a request inside a dialog."""
         uri = parse_uri(next_hop)
         onward = self._to_known_address(uri, popped.depth, now)
@@ -326,6 +336,8 @@ class Proxy:
         found = self._dialogs.find(message.call_id, message.from_tag, message.to_tag)
         if found is None:
             return NO_DIALOG
+        if not self.is_party(found.sender, flow.id):
+            return self._refused(uri)
         return self._to_direct_target(uri, next_hop, found.receiver, popped.depth) or self._refused(uri)
 
     def _to_known_address(self, uri: Uri, drop_routes: int, now: float) -> ToBackend | None:
@@ -362,6 +374,8 @@ class Proxy:
     def _is_direct_target(self, address: Address) -> bool:
         ip = ipaddress.ip_address(address.host)
         if ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_unspecified:
+            return False
+        if in_networks(address.host, METADATA) or address.host == "255.255.255.255":
             return False
         return any(
             (port is None or port == address.port) and in_networks(address.host, (network,))

@@ -122,6 +122,14 @@ class Tracker:
             return False
 
 
+def is_at(target: bytes, host: str) -> bool:
+    """True when the remote target stands at this IP address."""
+    try:
+        return bool(target) and parse_uri(target).host == host
+    except ProtocolError:
+        return False
+
+
 def _routes(message: Message) -> list[bytes]:
     """The URIs of Record-Route; none at all where one cannot be read: a route with a hole leads nowhere."""
     try:
