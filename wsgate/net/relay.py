@@ -15,6 +15,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, repeat
 from typing import Any
 
 from gevent import get_hub
@@ -43,11 +44,12 @@ HEADROOM = 48
 DATAGRAM_BYTES = 65536
 PACKETS_PER_PASS = 256
 """After so many packets other greenlets get their turn."""
-PACKETS_PER_READ = 32
-"""How many packets one socket may give before the next one is looked at."""
+PACKETS_PER_READ = (1, 4, 32)
+"""How many packets one socket may give in the first, second and later rounds of a pass. One at first: to find a socket
+empty costs more than to be told by the next poll that it is not."""
 EVENTS_PER_POLL = 128
 FEW_READY = 4
-"""With so few sockets ready each is read until it is empty, with more of them one packet each."""
+"""With more sockets ready than that each gives one packet a round."""
 LISTENER_BUFFER_BYTES = 4 << 20
 RELAY_BUFFER_BYTES = 512 << 10
 IDLE_TICKS = 4
@@ -88,6 +90,7 @@ class _Listener:
         engine, routes, long_address = self._engine, self.routes, self._long_address
         data, view, receive = engine.buffer.data, engine.buffer.view, self.socket.recvfrom_into
         first_byte_end = self._first_byte_end
+        limit = max(limit, engine.ready)  # as many clients send here as peers to all the relay sockets
         relayed = taken = 0
         while taken < limit:
             try:
@@ -193,6 +196,7 @@ class Relay:
         self.counters = server.counters if counters is None else counters
         self.buffer = _Buffer()
         self.to_peers = self.to_clients = 0
+        self.ready = 0
         self._clock = clock
         self._tick_seconds = tick
         self._listeners = [_Listener(self, path, sock) for path, sock in enumerate(listeners)]
@@ -280,9 +284,11 @@ class Relay:
     def _drain(self) -> int:
         """Read what is there, at most about PACKETS_PER_PASS packets; returns how many it was."""
         epoll, readers, done = self._epoll, self._readers, 0
+        limits = chain(PACKETS_PER_READ, repeat(PACKETS_PER_READ[-1]))
         while epoll is not None and done < PACKETS_PER_PASS:
             ready = epoll.poll(0, EVENTS_PER_POLL)
-            limit = PACKETS_PER_READ if len(ready) <= FEW_READY else 1
+            self.ready = len(ready)
+            limit = next(limits) if self.ready <= FEW_READY else 1
             before = done
             for descriptor, _ in ready:
                 read = readers.get(descriptor)
@@ -296,10 +302,13 @@ class Relay:
         return done
 
     def _readable(self) -> None:
-        """Sockets are readable. Under load, when passes come closer than a tick, gather packets by ticks (F2)."""
-        self._drain()
+        """Sockets are readable. Under load, when passes come closer than a tick, gather packets by ticks (F2).
+
+        Never after a pass that did not read everything: to sleep on full sockets loses packets.
+        """
+        done = self._drain()
         now = self._clock()
-        if now - self._last_pass < self._tick_seconds:
+        if done < PACKETS_PER_PASS and now - self._last_pass < self._tick_seconds:
             self._watcher.stop()
             self._idle_ticks = 0
             self._ticker.again(self._tick)
