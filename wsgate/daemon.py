@@ -65,12 +65,13 @@ def _auto_user() -> pwd.struct_passwd | None:
     for name in AUTO_USERS:
         with contextlib.suppress(KeyError):
             entry = pwd.getpwnam(name)
-            if _mapped(entry.pw_uid, UID_MAP.read_text(encoding="ascii")):
+            if mapped(entry.pw_uid, UID_MAP.read_text(encoding="ascii")):
                 return entry
     return None
 
 
-def _mapped(uid: int, uid_map: str) -> bool:
+def mapped(uid: int, uid_map: str) -> bool:
+    """True when `uid` exists in the user namespace whose /proc/self/uid_map is `uid_map` (user_namespaces(7))."""
     ranges = (tuple(map(int, line.split())) for line in uid_map.splitlines())
     return any(first <= uid < first + count for first, _, count in ranges)
 

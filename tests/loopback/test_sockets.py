@@ -1,0 +1,123 @@
+"""The supervisor's sockets and memory files: all or none, families, the same port for SIP over UDP and TCP."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.interop.process import free_port
+from wsgate.addr import Address
+from wsgate.errors import StartError
+from wsgate.handover import INI, Endpoint, FileReference, Files
+from wsgate.plan import Plan, own_names, read
+from wsgate.sockets import close_all, close_files, open_sockets, read_files
+
+
+def plan(
+    *endpoints: Endpoint, path: str = "/etc/wsgate.ini", files: tuple[FileReference, ...] = (), **changes: str
+) -> Plan:
+    made = Plan(
+        path=path,
+        user=None,
+        group=None,
+        pidfile="",
+        log_level="info",
+        log_target="stderr",
+        drain_timeout=1.0,
+        endpoints=endpoints,
+        places=tuple(f"[{endpoint.name}] bind" for endpoint in endpoints),
+        files=files,
+        notices=(),
+    )
+    return made._replace(**changes)
+
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_ipv4_and_ipv6_share_a_port():
+    port = free_port()
+    asked = plan(Endpoint("listener", "a", Address("0.0.0.0", port)), Endpoint("listener", "a", Address("::", port)))
+    opened = open_sockets(asked)
+    assert [sock.family for sock in opened.values()] == [socket.AF_INET, socket.AF_INET6]
+    assert all(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) for sock in opened.values())
+    close_all(opened)
+
+
+def test_sip_gets_the_same_free_port_for_udp_and_tcp():
+    address = Address("127.0.0.1", 0)
+    opened = open_sockets(plan(Endpoint("sip-udp", "sip", address), Endpoint("sip-tcp", "sip", address)))
+    udp, tcp = opened.values()
+    assert udp.type == socket.SOCK_DGRAM
+    assert udp.getsockname()[1] == tcp.getsockname()[1] > 0
+    close_all(opened)
+
+
+@pytest.mark.parametrize("kind", ["listener", "turn-udp"])
+def test_one_that_fails_closes_all(kind: str):
+    before = open_descriptors()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM if kind == "turn-udp" else socket.SOCK_STREAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        if kind == "listener":
+            taken.listen()
+        port = taken.getsockname()[1]
+        first = Endpoint("listener", "first", Address("127.0.0.1", 0))
+        with pytest.raises(StartError, match=rf"\[second\] bind: cannot open (TCP|UDP) 127\.0\.0\.1:{port}: Address"):
+            open_sockets(plan(first, Endpoint(kind, "second", Address("127.0.0.1", port))))
+    assert open_descriptors() == before
+
+
+def test_an_address_that_is_not_ours_is_one_sentence():
+    with pytest.raises(StartError, match=r"cannot open TCP 192\.0\.2\.77:80: Cannot assign"):
+        open_sockets(plan(Endpoint("listener", "x", Address("192.0.2.77", 80))))
+
+
+def test_files_are_sealed_copies(tmp_path: Path):
+    (tmp_path / "wsgate.ini").write_text("ini")
+    secret = tmp_path / "key.pem"
+    secret.write_text("secret")
+    asked = plan(path=str(tmp_path / "wsgate.ini"), files=(FileReference("x", "y", "key.pem"),))
+    descriptors = read_files(asked)
+    secret.write_text("changed")
+    files = Files(tmp_path, descriptors)
+    assert Path(files.path("key.pem")).read_text() == "secret"
+    assert Path(files.path("key.pem")).read_text() == "secret"
+    assert Path(files.path(INI)).read_text() == "ini"
+    with pytest.raises(PermissionError):
+        os.write(descriptors["key.pem"], b"x")
+    close_files(descriptors)
+
+
+def test_a_missing_file_leaves_none_open(tmp_path: Path):
+    (tmp_path / "wsgate.ini").write_text("ini")
+    before = open_descriptors()
+    asked = plan(path=str(tmp_path / "wsgate.ini"), files=(FileReference("backend a", "ca_file", "none.pem"),))
+    with pytest.raises(StartError, match=r"\[backend a\] ca_file: cannot read .*none\.pem: No such file"):
+        read_files(asked)
+    assert open_descriptors() == before
+
+
+def test_a_plan_is_what_the_file_asks_for(tmp_path: Path):
+    ini = tmp_path / "wsgate.ini"
+    ini.write_text(
+        "[wsgate]\nuser = x\ndrain_timeout = 3\n"
+        "[listener a]\nbind = 127.0.0.1:1\ntls = off\n[sip]\nbind = 127.0.0.1:2\n"
+    )
+    made = read(str(ini))
+    assert (made.user, made.group, made.drain_timeout, made.directory) == ("x", None, 3.0, tmp_path)
+    assert made.endpoints[0] == Endpoint("listener", "a", Address("127.0.0.1", 1))
+    assert [reference.name for reference in made.files] == ["wsgate.key"]
+    assert (tmp_path / "wsgate.key").exists()
+
+
+def test_a_plan_that_cannot_be_made_says_why(tmp_path: Path):
+    with pytest.raises(StartError, match=r"none\.ini: cannot be read: No such file"):
+        read(str(tmp_path / "none.ini"))
+
+
+def test_the_names_of_a_certificate_hold_loopback():
+    assert list(own_names())[-3:] == ["localhost", "127.0.0.1", "::1"]
