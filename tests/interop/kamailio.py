@@ -116,7 +116,8 @@ class Kamailio:
 
     `udp`, `tcp` and `ws` are the same port, as Kamailio has one TCP listener for SIP and WebSocket. `record_route`
     says whether it stays in the dialog, `outbound` whether RFC 5626 is answered with Require: outbound, `gruu` whether
-    a REGISTER returns GRUUs, `call_auth` whether a call is challenged too.
+    a REGISTER returns GRUUs, `call_auth` whether a call is challenged too. It names itself
+    `advertise` (host:port) where that is given; phones then use UDP at `desk_host` and the same port.
     """
 
     def __init__(
@@ -130,6 +131,8 @@ class Kamailio:
         outbound: bool = True,
         gruu: bool = True,
         call_auth: bool = False,
+        advertise: str = "",
+        desk_host: str = "",
         port: int | None = None,
     ) -> None:
         self.host, self.port, self.domain = host, port or free_port(host), domain
@@ -137,12 +140,15 @@ class Kamailio:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._config = directory / "kamailio.cfg"
+        seen = f" advertise {advertise}" if advertise else ""
+        listen = [f"listen={transport}:{host}:{self.port}{seen}" for transport in transports]
+        listen += [f"listen=udp:{desk_host}:{self.port}"] if desk_host else []
         flag = {True: "1==1", False: "1==0"}
         self._config.write_text(
             "#!KAMAILIO\n"
             + CONFIG.format(
                 domain=domain,
-                listen="\n".join(f"listen={transport}:{host}:{self.port}" for transport in transports),
+                listen="\n".join(listen),
                 outbound=1 if outbound else 0,
                 gruu=1 if gruu else 0,
                 record_route=flag[record_route],

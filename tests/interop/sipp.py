@@ -15,7 +15,8 @@ SCENARIOS = Path(__file__).parent / "sipp"
 class Sipp:
     """One run of `scenario` (a file of sipp/) for one call, as `user` of `domain`, towards `server` (host:port).
 
-    `called` is the user that a uac scenario calls; a uas scenario listens on `port`.
+    `called` is the user that a uac scenario calls; a uas scenario listens on `port`. `hold_seconds` is how long
+    an answered call lasts before sipp ends it.
     """
 
     def __init__(
@@ -30,7 +31,7 @@ class Sipp:
         port: int | None = None,
         keys: dict[str, str] | None = None,
         seconds: int = 40,
-        calls: int = 1,
+        hold_seconds: float = 0.3,
     ) -> None:
         self.port = port or free_port()
         self.scenario, self.user = scenario, user
@@ -39,21 +40,8 @@ class Sipp:
         self.messages = directory / f"{name}.messages"
         words = {"user": user, "domain": domain, "contact_port": str(self.port), **(keys or {})}
         command = ["sipp", "-sf", str(SCENARIOS / f"{scenario}.xml"), "-i", "127.0.0.1", "-p", str(self.port)]
-        command += [
-            "-m",
-            str(calls),
-            "-s",
-            called,
-            "-nostdin",
-            "-au",
-            user,
-            "-ap",
-            PASSWORD,
-            "-timeout",
-            str(seconds),
-            "-timeout_error",
-            "-trace_msg",
-        ]
+        command += ["-m", "1", "-s", called, "-d", str(int(hold_seconds * 1000)), "-au", user, "-ap", PASSWORD]
+        command += ["-nostdin", "-timeout", str(seconds), "-timeout_error", "-trace_msg"]
         command += ["-message_file", str(self.messages), "-trace_err", "-error_file", str(directory / f"{name}.errors")]
         for key, value in words.items():
             command += ["-key", key, value]

@@ -223,6 +223,24 @@ def test_no_uri_no_route_no_tag_no_transport_leads_away(scene: Scene, browser: B
     assert not [m for m in scene.backend_heard() if not m.startswith(b"OPTIONS ")]
 
 
+def ask_with_backend(scene: Scene, browser: Browser, request: bytes) -> int:
+    """Send a request and return the status of its final answer; where it reaches the backend that says 404."""
+    browser.ws.send(request)
+    branch = header(request, "Via").partition("branch=")[2].encode()
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        readable, _, _ = select.select([scene.backend.socket, browser.ws.socket], [], [], 0.1)
+        if scene.backend.socket in readable:
+            received, source = scene.backend.receive_until(b"")
+            if received.startswith(b"MESSAGE "):
+                scene.backend.send(answer(received, "404 Not Found", tag="m"), source)
+        if browser.ws.socket in readable:
+            message = browser.ws.receive() or b""
+            if branch in message and not message.startswith(b"SIP/2.0 1"):
+                return int(message.split(b" ", 2)[1])
+    raise AssertionError(f"no answer to {request.decode()}")
+
+
 def test_maddr_is_never_followed(scene: Scene, browser: Browser) -> None:
     """V3, D1: with the backend's name and a victim's maddr or port, the backend gets it or nobody."""
     for victim, transport in itertools.product(scene.victims, TRANSPORTS):
@@ -231,12 +249,7 @@ def test_maddr_is_never_followed(scene: Scene, browser: Browser) -> None:
             straight = browser.request("MESSAGE", uri, to="<sip:friend@example.test>")
             routed = browser.request("MESSAGE", "sip:friend@example.test", routes=(f"<{uri};lr>",))
             for request in (straight, routed):
-                browser.ws.send(request)
-                if (got := scene.backend.receive(0.1)) is not None and got[0].startswith(b"MESSAGE "):
-                    scene.backend.send(answer(got[0], "404 Not Found", tag="m"), got[1])
-                call = header(request, "Call-ID").encode()
-                final = browser.ws.receive_until(lambda m, call=call: call in m)
-                assert final.startswith(b"SIP/2.0 4")
+                assert ask_with_backend(scene, browser, request) in (403, 404, 416)
 
 
 def test_our_own_ports_are_no_target(scene: Scene, browser: Browser) -> None:
