@@ -127,6 +127,10 @@ def test_what_follows_integrity_is_ignored_but_the_stronger_one_and_fingerprint(
     assert stun.parse(both).integrity is Integrity.SHA256
     assert stun.parse(both).get(stun.LIFETIME) == 1
 
+    strong = binding(integrity=(Integrity.SHA256, key))
+    twice = with_attributes(strong[20:], tlv(stun.MESSAGE_INTEGRITY_SHA256.number, bytes(32)))
+    assert stun.parse(twice).verify(key)
+
 
 @pytest.mark.parametrize("kind", list(Integrity))
 @pytest.mark.parametrize("fingerprint", [False, True])
