@@ -16,7 +16,7 @@ FLOORS = {
     "codecs": "keys certificate ws/frames ws/handshake sip/headers sip/message sip/framing sip/sdp turn/stun",
     "machines": (
         "guard credentials directory ws/connection"
-        " sip/flow sip/names sip/compose sip/digest sip/transaction_tables sip/transaction_messages"
+        " sip/flow sip/names sip/rewriting sip/compose sip/digest sip/transaction_tables sip/transaction_messages"
         " sip/transaction_effects sip/transaction_timers sip/transaction sip/targets sip/dialogs sip/contacts"
         " sip/registration sip/registrar sip/proxy sip/tracking sip/contexts sip/attempts sip/forwarding sip/screening"
         " sip/services sip/edge"

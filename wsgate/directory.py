@@ -150,6 +150,7 @@ class Directory:
         self._live: set[bytes] = set()
         self._gone: dict[bytes, float] = {}
         self._registrations: dict[RegistrationKey, Registration] = {}
+        self._key_of_handle: dict[bytes, RegistrationKey] = {}
         self._flows_of_key: dict[RegistrationKey, list[bytes]] = {}
         self._keys_of_flow: dict[bytes, set[RegistrationKey]] = {}
         self._keys_of_aor: dict[bytes, set[RegistrationKey]] = {}
@@ -200,6 +201,8 @@ class Directory:
             return False
         expires_at = min(registration.expires_at, now + MAX_LIFETIME_SECONDS)
         self._registrations[key] = registration._replace(expires_at=expires_at)
+        if registration.handle:
+            self._key_of_handle[registration.handle] = key
         self._registration_expiries.set(key, expires_at)
         self._keys_of_aor.setdefault(registration.aor, set()).add(key)
         self._add_flow(key, registration.flow, now)
@@ -223,6 +226,11 @@ class Directory:
         """The open flow of that registration, or None (D3)."""
         registration = self._registrations.get(registration_key(aor, instance, reg_id, contact))
         return registration.flow if registration is not None and registration.flow in self._live else None
+
+    def behind(self, handle: bytes) -> Registration | None:
+        """The newest registration made under this handle (R5), or None."""
+        key = self._key_of_handle.get(handle)
+        return None if key is None else self._registrations.get(key)
 
     def heir(self, flow: bytes) -> bytes | None:
         """The open flow that took over from `flow` (D3), or None."""
@@ -254,6 +262,8 @@ class Directory:
         registration = self._registrations.pop(key, None)
         if registration is None:
             return
+        if self._key_of_handle.get(registration.handle) == key:
+            del self._key_of_handle[registration.handle]
         self._registration_expiries.discard(key)
         keys = self._keys_of_aor[registration.aor]
         keys.discard(key)

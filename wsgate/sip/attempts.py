@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from wsgate.addr import Address, Hop, Transport
+from wsgate.errors import ProtocolError
 from wsgate.metrics import Counters
 from wsgate.sip.compose import Composer, Leg, LoopDetection
 from wsgate.sip.contexts import Branch, Connect, Effect, Outcome, Resolve, Stray
 from wsgate.sip.message import Message
 from wsgate.sip.names import Names
 from wsgate.sip.proxy import Backends, SipSettings
-from wsgate.sip.targets import BackendSettings, DeadTargets, Target
+from wsgate.sip.rewriting import Changes, rewritten
+from wsgate.sip.targets import BackendSettings, ContactMode, DeadTargets, Target
 from wsgate.sip.transaction import Send, State, TransactionLayer
 
 MAX_DATAGRAM_BYTES = 65507
@@ -47,6 +50,7 @@ class Attempts:
         names: Names,
         backends: Backends,
         loops: LoopDetection,
+        handle: Callable[[bytes, bytes], bytes],
         counters: Counters,
     ) -> None:
         self._settings = settings
@@ -55,6 +59,7 @@ class Attempts:
         self._names = names
         self._backends = backends
         self._loops = loops
+        self._handle = handle
         self._counters = counters
         self._composer = Composer(names)
         self.dead = DeadTargets()
@@ -245,6 +250,7 @@ class Attempts:
         """The request as it leaves, and the branch of its Via."""
         departure = Leg(branch.flow, hop, self._names.sent_by(hop, local))
         via_branch = self._loops.new_branch(message)
+        mode = self._contact_mode(message, leg, branch)
         data = self._composer.request(
             message,
             via_branch,
@@ -253,8 +259,26 @@ class Attempts:
             drop_routes=branch.drop_routes,
             uri=branch.uri,
             routes=branch.routes,
+            contacts=self._contacts(message, departure) if mode is not ContactMode.PATH else None,
+            with_path=mode is not ContactMode.CONTACT,
         )
         return data, via_branch
+
+    def _contact_mode(self, message: Message, leg: Leg, branch: Branch) -> ContactMode:
+        """Rule R5: only a browser's REGISTER to a backend is rewritten."""
+        settings = self._backend_settings.get(branch.backend)
+        if message.method != b"REGISTER" or leg.flow is None or branch.flow is not None or settings is None:
+            return ContactMode.PATH
+        return settings.contact_mode
+
+    def _contacts(self, message: Message, departure: Leg) -> Changes:
+        try:
+            aor = message.to.parsed_uri().address_of_record
+            transport = departure.hop.transport
+            return rewritten(message, partial(self._handle, aor), departure.sent_by, transport)
+        except ProtocolError:
+            # What cannot be read is the registrar's to refuse.
+            return []
 
     def _accepting(self, backend: str, hop: Hop) -> Callable[[Hop], bool]:
         """Rule V3: the same connection for WebSocket, else any address of the backend, whatever the port."""

@@ -9,6 +9,7 @@ from wsgate.addr import Address, Hop
 from wsgate.sip.flow import Flow, RandomBytes
 from wsgate.sip.message import Edit, Message
 from wsgate.sip.names import Names, side_uri, via_value
+from wsgate.sip.rewriting import Changes
 
 DEFAULT_MAX_FORWARDS = 70
 BRANCH_PREFIX = b"z9hG4bKwsg"
@@ -107,8 +108,13 @@ class Composer:
         drop_routes: int,
         uri: bytes | None = None,
         routes: tuple[bytes, ...] = (),
+        contacts: Changes | None = None,
+        with_path: bool = True,
     ) -> bytes:
-        """The bytes for one target. `uri` replaces the Request-URI, `routes` are put on top of what Route remains."""
+        """The bytes for one target. `uri` replaces the Request-URI, `routes` are put on top of what Route remains.
+
+        `contacts` are the Contact values of a REGISTER to be replaced (rule R5); without `with_path` it gets no Path.
+        """
         edit = Edit(message)
         if uri is not None and uri != message.uri:
             edit.request_uri(uri)
@@ -123,7 +129,10 @@ class Composer:
         else:
             edit.replace(b"max-forwards", b"%d" % (remaining - 1))
         if message.method == b"REGISTER":
-            self._path(edit, message, arrival, departure)
+            if with_path:
+                self._path(edit, message, arrival, departure)
+            if contacts:
+                edit.replace_values(b"contact", contacts)
         elif message.method in RECORD_ROUTED:
             edit.insert_first(b"Record-Route", *record_routes(arrival, departure))
         if message.header(b"content-length") is None:

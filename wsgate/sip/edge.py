@@ -86,10 +86,20 @@ class Edge:
         self._layer = TransactionLayer(transactions, counters)
         loops = LoopDetection(random_bytes)
         self._proxy = Proxy(
-            settings, backend_settings, names, flows, self._dialogs, backends, directory.superseded, loops.is_looped
+            settings, backend_settings, names, flows, self._dialogs, backends, directory, loops.is_looped
         )
         self._forwarding = Forwarding(
-            settings, backend_settings, self._layer, names, backends, self._tracker, loops, random_bytes, counters
+            settings,
+            backend_settings,
+            self._layer,
+            names,
+            backends,
+            self._tracker,
+            loops,
+            flows.tokens,
+            self._contact_behind,
+            random_bytes,
+            counters,
         )
 
     # What happens outside
@@ -197,6 +207,10 @@ class Edge:
     def is_trusted(self, host: str) -> bool:
         """True for an address of a configured backend and of trusted_sources (rule N6)."""
         return self._screening.is_trusted(host)
+
+    def _contact_behind(self, handle: bytes) -> bytes | None:
+        registration = self._directory.behind(handle)
+        return registration.contact if registration is not None else None
 
     # What comes in
 
@@ -322,7 +336,7 @@ class Edge:
         if isinstance(decision, ToFlow):
             if is_secure_only(message):
                 return SECURE_ONLY
-            return [Branch(flow=decision.flow, drop_routes=decision.drop_routes)]
+            return [Branch(flow=decision.flow, drop_routes=decision.drop_routes, uri=decision.uri)]
         return Answer(404, "Not Found")
 
     def _forward(

@@ -15,6 +15,7 @@ from wsgate.keys import Key
 
 TOKEN_VERSION = 1
 TOKEN_LENGTH = 38
+HANDLE_VERSION = 2
 CONNECTION_ID_BYTES = 8
 _MAC_BYTES = 16
 _SIGNED_BYTES = 4 + CONNECTION_ID_BYTES
@@ -51,6 +52,15 @@ class FlowTokens:
         signed = bytes((TOKEN_VERSION, self._current.id)) + self._worker.to_bytes(2, "big") + connection
         mac = hmac.new(self._current.secret, signed, hashlib.sha256).digest()[:_MAC_BYTES]
         return base64.urlsafe_b64encode(signed + mac).rstrip(b"=")
+
+    def handle(self, aor: bytes, contact: bytes) -> bytes:
+        """The handle of a browser's own Contact URI under an address of record (rule R5): 24 characters.
+
+        The same after every reconnect and restart, as long as the key is.
+        """
+        head = bytes((HANDLE_VERSION, self._current.id))
+        mac = hmac.new(self._current.secret, head + aor + b"\0" + contact, hashlib.sha256).digest()[:_MAC_BYTES]
+        return base64.urlsafe_b64encode(head + mac).rstrip(b"=")
 
     def read(self, text: bytes | None) -> Token:
         """What `text`, the user part of a URI, says; the MAC is compared in constant time."""

@@ -7,18 +7,20 @@ applied in their order.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import count
 
 from wsgate.addr import Address, Hop
+from wsgate.errors import ProtocolError
 from wsgate.metrics import Counters
 from wsgate.sip.attempts import Attempts
 from wsgate.sip.compose import LoopDetection
 from wsgate.sip.contexts import Branch, Context, Effect, Outcome, Retain, Stray
-from wsgate.sip.flow import RandomBytes
+from wsgate.sip.flow import FlowTokens, RandomBytes
 from wsgate.sip.message import Edit, Message, response_to
 from wsgate.sip.names import Names
 from wsgate.sip.proxy import Backends, SipSettings, warning
+from wsgate.sip.rewriting import HANDLE_PARAMETER, contact_uri, restored
 from wsgate.sip.targets import BackendSettings
 from wsgate.sip.tracking import Party, Tracker
 from wsgate.sip.transaction import ClientTransaction, Failure, TransactionLayer
@@ -39,6 +41,8 @@ class Forwarding:
         backends: Backends,
         tracker: Tracker,
         loops: LoopDetection,
+        tokens: FlowTokens,
+        contact_behind: Callable[[bytes], bytes | None],
         random_bytes: RandomBytes,
         counters: Counters,
     ) -> None:
@@ -47,7 +51,9 @@ class Forwarding:
         self._tracker = tracker
         self._random_bytes = random_bytes
         self._counters = counters
-        self._attempts = Attempts(settings, backend_settings, layer, names, backends, loops, counters)
+        self._tokens = tokens
+        self._contact_behind = contact_behind
+        self._attempts = Attempts(settings, backend_settings, layer, names, backends, loops, tokens.handle, counters)
         self._invites: dict[int, Context] = {}
         self._timers: list[tuple[float, int]] = []
         self._numbers = count(1)
@@ -253,8 +259,23 @@ class Forwarding:
         if context.message.method == b"REGISTER" and 200 <= message.status < 300 and context.arrival.flow is not None:
             if message.has_token(b"require", b"outbound") and message.header(b"flow-timer") is None:
                 edit.append(b"Flow-Timer", b"%d" % self._settings.flow_timer)
+            self._restore_contacts(edit, context.message, message)
             effects.append(Retain(context.arrival.flow, context.message, message))
         effects += self._layer.respond(context.server, message.status, edit.build(), now)
+
+    def _restore_contacts(self, edit: Edit, request: Message, response: Message) -> None:
+        """Rules R5, C6: the browser finds its own Contact in the 2xx, in its own spelling; others get theirs back."""
+        if HANDLE_PARAMETER not in response.data:
+            return
+        try:
+            aor = request.to.parsed_uri().address_of_record
+            own = {self._tokens.handle(aor, uri): uri for uri in map(contact_uri, request.values(b"contact"))}
+            changes = restored(
+                response.values(b"contact"), lambda handle: own.get(handle) or self._contact_behind(handle)
+            )
+            edit.replace_values(b"contact", changes)
+        except ProtocolError:
+            self._counters.count("sip_malformed_contacts")
 
     def _answer_ourselves(self, context: Context, now: float, effects: list[Effect]) -> None:
         outcomes = {branch.outcome for branch in context.branches}

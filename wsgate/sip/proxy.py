@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from wsgate.addr import Address, Hop, Network, Transport, in_networks, is_numeric, parse_network
+from wsgate.directory import Directory, Registration
 from wsgate.errors import ProtocolError
 from wsgate.log import escaped
 from wsgate.settings import (
@@ -35,6 +36,7 @@ from wsgate.sip.flow import Flow, FlowTable, Token, Verdict
 from wsgate.sip.headers import NameAddr, Uri, host_port, parse_name_addr, parse_uri, same_uri
 from wsgate.sip.message import Message
 from wsgate.sip.names import Names
+from wsgate.sip.rewriting import handle_in
 from wsgate.sip.targets import BackendSettings, Target
 
 METADATA = tuple(
@@ -76,7 +78,7 @@ class SipSettings:
     add_received: bool = option(False, BOOLEAN)
     flow_timer: int = option(120, integer(10, 86400))
     timer_c: float = option(200.0, seconds(181, 86400))
-    flow_rebind: bool = option(True, BOOLEAN, later="rebinding of flows")
+    flow_rebind: bool = option(True, BOOLEAN)
     orphan_cleanup: bool = option(True, BOOLEAN, later="ending orphaned calls")
     orphan_grace: float = option(2.0, seconds(0, 600))
     reconnect_grace: float = option(60.0, seconds(0, 3600))
@@ -113,6 +115,8 @@ class ToFlow(NamedTuple):
 
     flow: Flow
     drop_routes: int
+    uri: bytes | None = None
+    """The Request-URI that the browser knows, where it was rewritten (rule R5)."""
 
 
 class ToDirect(NamedTuple):
@@ -184,7 +188,7 @@ class Proxy:
         flows: FlowTable,
         dialogs: DialogTable,
         backends: Backends,
-        superseded: Callable[[bytes, bytes], bool],
+        directory: Directory,
         is_looped: Callable[[Message], bool],
     ) -> None:
         self._settings = settings
@@ -193,7 +197,7 @@ class Proxy:
         self._flows = flows
         self._dialogs = dialogs
         self._backends = backends
-        self._superseded = superseded
+        self._directory = directory
         self._is_looped = is_looped
 
     def decide(self, message: Message, arrival: Arrival, now: float) -> Decision:
@@ -257,8 +261,15 @@ class Proxy:
 
     def _from_backend(self, message: Message, arrival: Arrival, popped: Popped) -> Decision:
         # Rules B1, D1: the flow its token names and nowhere else.
+        handle = handle_in(message.uri)
+        registration = self._directory.behind(handle) if handle else None
         if popped.tokens:
-            return self._to_token(message, *popped.tokens[-1], popped.depth)
+            decision = self._to_token(message, *popped.tokens[-1], popped.depth)
+            if registration is not None and isinstance(decision, ToFlow):
+                return decision._replace(uri=registration.contact)
+            return decision
+        if handle:
+            return self._to_registration(registration, popped.depth)
         uri = parse_uri(message.uri)
         if uri.user is None and self._names.is_ours(uri) and message.method == b"OPTIONS":
             return ToService(Service.OPTIONS, uri.host, popped.depth)
@@ -270,11 +281,22 @@ class Proxy:
 
     def _to_token(self, message: Message, token: Token, outbound: bool, drop_routes: int) -> Decision:
         flow = self._flows.get(token.connection)
+        if self._settings.flow_rebind and message.to_tag:
+            # Rule D3: the same client on a newer flow takes over the dialogs of the old one.
+            heir = self._directory.heir(token.connection)
+            flow = (self._flows.get(heir) if heir is not None else None) or flow
         if flow is None:
             if outbound:
                 return Answer(430, "Flow Failed", (warning("the flow of this token is gone"),))
             return Answer(480, "Temporarily Unavailable", (warning("the flow of this token is gone"),))
         return ToFlow(flow, drop_routes)
+
+    def _to_registration(self, registration: Registration | None, drop_routes: int) -> Decision:
+        """Rule R5: the newest flow registered under the handle of the Request-URI; none: as B1."""
+        flow = self._flows.get(registration.flow) if registration is not None else None
+        if flow is None or registration is None:
+            return Answer(480, "Temporarily Unavailable", (warning("nobody is registered under this handle"),))
+        return ToFlow(flow, drop_routes, registration.contact)
 
     def _from_browser(
         self, message: Message, flow: Flow, popped: Popped, remaining: list[bytes], now: float
@@ -289,7 +311,7 @@ class Proxy:
         return self._onward(message, flow, remaining[0] if remaining else message.uri, popped, now)
 
     def _is_own(self, token: Token, flow: Flow) -> bool:
-        return token.connection == flow.id or self._superseded(token.connection, flow.id)
+        return token.connection == flow.id or self._directory.superseded(token.connection, flow.id)
 
     def _between_browsers(self, message: Message, flow: Flow, named: tuple[Token, bool], drop_routes: int) -> Decision:
         # Rule W2: another flow's token only inside a dialog that the table knows for both.
@@ -306,7 +328,7 @@ class Proxy:
 
     def is_party(self, side: Side, flow: bytes) -> bool:
         """True when this side of a dialog sits on this flow, or on one that it superseded."""
-        return bool(side.flow) and (side.flow == flow or self._superseded(side.flow, flow))
+        return bool(side.flow) and (side.flow == flow or self._directory.superseded(side.flow, flow))
 
     def _out_of_dialog(self, message: Message, flow: Flow, popped: Popped, now: float) -> Decision:
         uri = parse_uri(message.uri)

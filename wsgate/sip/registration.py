@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from wsgate.directory import Registration
 from wsgate.sip.headers import NameAddr, Parameters, parse_name_addr, same_uri, unquote
 from wsgate.sip.message import Message
+from wsgate.sip.rewriting import handle_in
 
 DEFAULT_EXPIRES_SECONDS = 3600
 """What a registrar grants where neither request nor answer says anything (RFC 3261 §10.2.1.1)."""
 
 
-def registrations(flow: bytes, request: Message, response: Message, now: float) -> list[Registration] | None:
+def registrations(
+    flow: bytes, request: Message, response: Message, now: float, handle: Callable[[bytes, bytes], bytes]
+) -> list[Registration] | None:
     """What the Contacts of `request` now mean, an `expires_at` of `now` for those taken back; None for `Contact: *`.
 
-    The expiry is what the 2xx says of the same Contact, else its Expires, else the request's. Raises ProtocolError.
+    `handle` makes the handle of an AOR and a Contact URI (rule R5). The expiry is what the 2xx says of the same
+    Contact, else its Expires, else the request's. Raises ProtocolError.
     """
     aor = request.to.parsed_uri().address_of_record
     contacts = request.values(b"contact")
@@ -25,7 +31,8 @@ def registrations(flow: bytes, request: Message, response: Message, now: float) 
     found = []
     for value in contacts:
         contact = parse_name_addr(value)
-        seconds = _granted(contact, granted, told)
+        own_handle = handle(aor, contact.uri)
+        seconds = _granted(contact, own_handle, granted, told)
         if seconds is None:
             own = _number(contact.parameters.get(b"expires"))
             seconds = next((number for number in (own, asked) if number is not None), DEFAULT_EXPIRES_SECONDS)
@@ -39,14 +46,19 @@ def registrations(flow: bytes, request: Message, response: Message, now: float) 
                 contact.uri,
                 flow,
                 now + seconds,
+                own_handle,
             )
         )
     return found
 
 
-def _granted(contact: NameAddr, granted: list[NameAddr], told: int | None) -> int | None:
+def _granted(contact: NameAddr, handle: bytes, granted: list[NameAddr], told: int | None) -> int | None:
     for candidate in granted:
-        if same_uri(candidate.uri, contact.uri) or _same_instance(candidate.parameters, contact.parameters):
+        if (
+            handle_in(candidate.uri) == handle
+            or same_uri(candidate.uri, contact.uri)
+            or _same_instance(candidate.parameters, contact.parameters)
+        ):
             own = _number(candidate.parameters.get(b"expires"))
             return own if own is not None else told
     return None

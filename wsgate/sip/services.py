@@ -54,7 +54,7 @@ class Services:
     def retain(self, retain: Retain, now: float) -> None:
         """Rule R4: what a backend's registrar has confirmed is remembered with the flow."""
         try:
-            found = registrations(retain.flow.id, retain.request, retain.response, now)
+            found = registrations(retain.flow.id, retain.request, retain.response, now, self._flows.tokens.handle)
             if found is None:
                 self._directory.forget_all(retain.request.to.parsed_uri().address_of_record)
                 return
