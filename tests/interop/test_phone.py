@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import subprocess
 import sys
 import urllib.error
@@ -70,7 +71,7 @@ tcp =
 realm = {domain}
 users = {directory}/users
 relay_address = 127.0.0.1
-relay_ports = 61000-61499
+relay_ports = {relay}-{relay_end}
 """
 
 
@@ -82,7 +83,9 @@ class PhoneSystem:
         self._directory = directory
         self._ini = directory / "phone.ini"
         ports = {"plain": self.plain_port, "secure": self.secure_port, "relayed": self.relayed_port}
-        text = INI.format(directory=directory, domain=DOMAIN, sip=free_port(), turn=free_port(), **ports)
+        relay = 61000 + 200 * secrets.randbelow(22)  # above what the kernel hands out, apart from other runs
+        ports |= {"sip": free_port(), "turn": free_port(), "relay": relay, "relay_end": relay + 199}
+        text = INI.format(directory=directory, domain=DOMAIN, **ports)
         self._ini.write_text(text)
         for user in USERS:
             self._command("user", "add", "-c", self._ini, "--password-stdin", user)
