@@ -15,12 +15,13 @@ from wsgate.sip.message import Message
 from wsgate.sip.names import Names
 from wsgate.sip.proxy import SipSettings
 from wsgate.sip.registrar import Registrar
-from wsgate.sip.targets import BackendSettings, Target
+from wsgate.sip.targets import BackendSettings, ContactMode, Target
 from wsgate.sip.transaction import Send, TransactionSettings
 
 GATE = Address("192.0.2.1", 5060)
 PUBLIC = Address("gate.example.org", 443)
 PBX = Address("198.51.100.7", 5060)
+EXAMPLE = BackendSettings(target="sip:pbx.example.com", contact_mode=ContactMode.PATH)
 TOKENS = FlowTokens([Key(1, b"k" * 32), Key(0, b"o" * 32)])
 
 
@@ -76,7 +77,7 @@ class World:
         )
         self.edge = Edge(
             self.settings,
-            backends if backends is not None else {"example.com": BackendSettings(target="sip:pbx.example.com")},
+            backends if backends is not None else {"example.com": EXAMPLE},
             transactions=TransactionSettings(),
             dialogs_limit=dialogs,
             names=self.names,
