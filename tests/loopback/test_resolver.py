@@ -19,7 +19,8 @@ from wsgate.addr import Address, Transport
 from wsgate.metrics import Counters
 from wsgate.net.nameserver import Nameservers, parse_hosts, parse_resolv_conf
 from wsgate.net.resolver import AnswerCache, Resolver, ResolverSettings
-from wsgate.sip.targets import Answer, BackendSettings, Kind, Outcome, Question
+from wsgate.sip.location import Answer, Kind, Outcome, Question
+from wsgate.sip.targets import BackendSettings
 
 ROOT = Path(__file__).parents[2]
 

@@ -29,7 +29,7 @@ from gevent.socket import wait_read, wait_write
 
 from wsgate.addr import Address, canonical_host, canonical_ip, split_host_port
 from wsgate.metrics import Counters
-from wsgate.sip.targets import ADDRESS_KINDS, Answer, Kind, Naptr, Outcome, Question, Record, Srv
+from wsgate.sip.location import ADDRESS_KINDS, Answer, Kind, Naptr, Outcome, Question, Record, Srv
 
 T = TypeVar("T")
 

@@ -23,19 +23,8 @@ from wsgate.log import logger
 from wsgate.metrics import Counters
 from wsgate.net.nameserver import Nameservers
 from wsgate.settings import Parser, integer, listed, option, seconds
-from wsgate.sip.targets import (
-    ADDRESS_KINDS,
-    EMBEDDED,
-    Answer,
-    BackendSettings,
-    Kind,
-    Outcome,
-    Question,
-    Resolution,
-    Target,
-    TargetResolution,
-    parse_target,
-)
+from wsgate.sip.location import ADDRESS_KINDS, Answer, Kind, Outcome, Question, Resolution, TargetResolution
+from wsgate.sip.targets import EMBEDDED, BackendSettings, Target, parse_target
 
 NAMESERVERS: Parser[tuple[Address, ...]] = listed((lambda text: split_host_port(text, 53), "host:port"))
 

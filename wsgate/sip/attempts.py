@@ -15,11 +15,12 @@ from wsgate.errors import ProtocolError
 from wsgate.metrics import Counters
 from wsgate.sip.compose import Composer, Leg, LoopDetection
 from wsgate.sip.contexts import Branch, Connect, Effect, Outcome, Resolve, Stray
+from wsgate.sip.dead_targets import DeadTargets
 from wsgate.sip.message import Message
 from wsgate.sip.names import Names
 from wsgate.sip.proxy import Backends, SipSettings
 from wsgate.sip.rewriting import Changes, rewritten
-from wsgate.sip.targets import BackendSettings, ContactMode, DeadTargets, Target
+from wsgate.sip.targets import BackendSettings, ContactMode, Target
 from wsgate.sip.transaction import Send, State, TransactionLayer
 
 MAX_DATAGRAM_BYTES = 65507
