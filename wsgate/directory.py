@@ -240,6 +240,14 @@ class Directory:
                 return newest
         return None
 
+    def ancestors(self, flow: bytes) -> set[bytes]:
+        """The older flows whose registrations `flow` took over."""
+        found: set[bytes] = set()
+        for key in self._keys_of_flow.get(flow, ()):
+            if self._registrations[key].flow == flow:
+                found.update(self._flows_of_key[key])
+        return found - {flow}
+
     def superseded(self, old_flow: bytes, new_flow: bytes) -> bool:
         """True when `new_flow` took over a registration that `old_flow` once had (D3, W2)."""
         if old_flow == new_flow:

@@ -306,4 +306,5 @@ class Attempts:
 
 def _is_wanted(branch: Branch) -> bool:
     """True while somebody waits for what a branch will bring: it is not over, nor is the caller gone."""
-    return branch.outcome is Outcome.PENDING and branch.context.server.state is not State.TERMINATED
+    server = branch.context.server
+    return branch.outcome is Outcome.PENDING and (server is None or server.state is not State.TERMINATED)

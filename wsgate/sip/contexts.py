@@ -38,7 +38,14 @@ class Retain(NamedTuple):
     response: Message
 
 
-Effect = TransactionEffect | Resolve | Connect | Retain
+class Orphaned(NamedTuple):
+    """A 2xx came for an INVITE whose browser is gone (rule D4)."""
+
+    context: Context
+    response: Message
+
+
+Effect = TransactionEffect | Resolve | Connect | Retain | Orphaned
 
 
 class Outcome(enum.Enum):
@@ -103,7 +110,9 @@ class Branch:
 class Context:
     """A request on its way: the server transaction it came in, and its branches (RFC 3261 §16.7).
 
-    `dialogs` holds the keys of the dialogs that its answers began, `timer_c` when Timer C fires.
+    `server` is None for a request of our own, whose answers go nowhere. `dialogs` holds the keys of the dialogs that
+    its answers began, `hung_up` the To tags of those that we ended for a caller that is gone, `timer_c` the time at
+    which Timer C fires.
     """
 
     __slots__ = (
@@ -112,6 +121,7 @@ class Context:
         "branches",
         "cancelled",
         "dialogs",
+        "hung_up",
         "leg",
         "message",
         "number",
@@ -119,7 +129,7 @@ class Context:
         "timer_c",
     )
 
-    def __init__(self, server: ServerTransaction, message: Message, arrival: Arrival, leg: Leg) -> None:
+    def __init__(self, server: ServerTransaction | None, message: Message, arrival: Arrival, leg: Leg) -> None:
         self.server = server
         self.message = message
         self.arrival = arrival
@@ -127,6 +137,7 @@ class Context:
         self.number = 0
         self.branches: list[Branch] = []
         self.dialogs: dict[Key, None] = {}
+        self.hung_up: set[bytes] = set()
         self.answered = False
         self.cancelled = False
         self.timer_c = 0.0

@@ -70,6 +70,7 @@ class DialogTable:
         self._limit = limit
         self._lifetime = lifetime
         self._dialogs: OrderedDict[Key, Dialog] = OrderedDict()
+        self._keys_of_flow: dict[bytes, set[Key]] = {}
 
     def __len__(self) -> int:
         return len(self._dialogs)
@@ -90,13 +91,21 @@ class DialogTable:
         return None
 
     def begin(self, key: Key, method: bytes, caller: Side, callee: Side, now: float) -> Dialog | None:
-        """A new early dialog, or the one that is there already; None when the table is full."""
+        """A new early dialog, or the one that is there already; None when the table is full.
+
+        A call that passes twice (two browsers through a backend) is one dialog: each pass adds its flow.
+        """
         dialog = self._dialogs.get(key)
         if dialog is None:
             if self.full:
                 return None
             dialog = self._dialogs[key] = Dialog(key, method, caller, callee, now)
+        self._join(dialog, caller.flow, callee.flow)
         return dialog
+
+    def of_flow(self, flow: bytes) -> list[Dialog]:
+        """The dialogs with a side on this flow."""
+        return [self._dialogs[key] for key in self._keys_of_flow.get(flow, ())]
 
     def touch(self, dialog: Dialog, now: float) -> None:
         """A message of this dialog passed: its lifetime begins again."""
@@ -106,7 +115,13 @@ class DialogTable:
 
     def end(self, key: Key) -> None:
         """Forget a dialog; not known is fine."""
-        self._dialogs.pop(key, None)
+        dialog = self._dialogs.pop(key, None)
+        if dialog is not None:
+            for flow in {dialog.caller.flow, dialog.callee.flow} - {b""}:
+                keys = self._keys_of_flow[flow]
+                keys.discard(key)
+                if not keys:
+                    del self._keys_of_flow[flow]
 
     def next_timer(self) -> float | None:
         """When the longest untouched dialog has lived out its time."""
@@ -121,6 +136,12 @@ class DialogTable:
             key, dialog = next(iter(self._dialogs.items()))
             if dialog.touched + self._lifetime > now:
                 break
-            del self._dialogs[key]
+            self.end(key)
             ended += 1
         return ended
+
+    def _join(self, dialog: Dialog, caller: bytes, callee: bytes) -> None:
+        dialog.caller.flow = dialog.caller.flow or caller
+        dialog.callee.flow = dialog.callee.flow or callee
+        for flow in {dialog.caller.flow, dialog.callee.flow} - {b""}:
+            self._keys_of_flow.setdefault(flow, set()).add(dialog.key)

@@ -15,12 +15,13 @@ from wsgate.directory import Directory, Registration
 from wsgate.errors import ProtocolError
 from wsgate.metrics import Counters
 from wsgate.sip.compose import Leg, LoopDetection, shows_outbound
-from wsgate.sip.contexts import Branch, Connect, Context, Resolve, Retain, Stray
+from wsgate.sip.contexts import Branch, Connect, Context, Orphaned, Resolve, Retain, Stray
 from wsgate.sip.dialogs import DialogTable
 from wsgate.sip.flow import Flow, FlowTable, RandomBytes
 from wsgate.sip.forwarding import RETRY_AFTER_SECONDS, Forwarding
 from wsgate.sip.message import Message, response_to
 from wsgate.sip.names import Names
+from wsgate.sip.orphans import Orphans
 from wsgate.sip.proxy import (
     SECURE_ONLY,
     Answer,
@@ -102,6 +103,8 @@ class Edge:
             counters,
         )
 
+        self._orphans = Orphans(settings, self._dialogs, directory, flows, self._proxy, self._forwarding, counters)
+
     # What happens outside
 
     def flow_opened(self, remote: Address, secure: bool, host: Address) -> Flow:
@@ -115,6 +118,7 @@ class Edge:
         flow = self._flows.close(connection)
         if flow is None:
             return []
+        self._orphans.flow_closed(connection, now)
         self._directory.flow_closed(connection, now)
         return self._run(self._layer.transport_failed(flow.hop, now, "the browser's connection is gone"), now)
 
@@ -176,6 +180,7 @@ class Edge:
         timers = (
             self._layer.next_timer(),
             self._forwarding.next_timer(),
+            self._orphans.next_timer(),
             self._dialogs.next_timer(),
             self._directory.next_timer(),
         )
@@ -185,6 +190,7 @@ class Edge:
         """Everything that is due at `now`."""
         effects: list[object] = list(self._layer.handle_timer(now))
         effects += self._forwarding.handle_timer(now)
+        effects += self._orphans.handle_timer(now)
         forgotten = self._dialogs.handle_timer(now)
         if forgotten:
             self._counters.count("sip_dialogs_forgotten", forgotten)
@@ -260,6 +266,8 @@ class Edge:
                 queue.extend(self._handle_ack(effect.message, effect.hop, now))
             elif isinstance(effect, Failed):
                 queue.extend(self._forwarding.failed(effect.client, effect.why, now))
+            elif isinstance(effect, Orphaned):
+                queue.extend(self._orphans.answered(effect, now))
             elif isinstance(effect, Retain):
                 self._services.retain(effect, now)
         return outside

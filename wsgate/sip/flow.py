@@ -85,7 +85,7 @@ class FlowTokens:
 class Flow:
     """One browser connection: who it is, how it was reached, what it has shown."""
 
-    __slots__ = ("host", "id", "outbound", "remote", "secure", "token")
+    __slots__ = ("host", "id", "is_open", "outbound", "remote", "secure", "token")
 
     def __init__(self, connection: bytes, token: bytes, remote: Address, secure: bool, host: Address) -> None:
         self.id = connection
@@ -94,6 +94,7 @@ class Flow:
         self.secure = secure
         self.host = host
         self.outbound = False
+        self.is_open = True
 
     @property
     def hop(self) -> Hop:
@@ -124,7 +125,10 @@ class FlowTable:
 
     def close(self, connection: bytes) -> Flow | None:
         """Forget a flow; None when it is not known."""
-        return self._flows.pop(connection, None)
+        flow = self._flows.pop(connection, None)
+        if flow is not None:
+            flow.is_open = False
+        return flow
 
     def get(self, connection: bytes) -> Flow | None:
         """The living flow with this connection id."""

@@ -15,11 +15,11 @@ from wsgate.errors import ProtocolError
 from wsgate.metrics import Counters
 from wsgate.sip.attempts import Attempts
 from wsgate.sip.compose import LoopDetection
-from wsgate.sip.contexts import Branch, Context, Effect, Outcome, Retain, Stray
+from wsgate.sip.contexts import Branch, Context, Effect, Orphaned, Outcome, Retain, Stray
 from wsgate.sip.flow import FlowTokens, RandomBytes
 from wsgate.sip.message import Edit, Message, response_to
 from wsgate.sip.names import Names
-from wsgate.sip.proxy import Backends, SipSettings, warning
+from wsgate.sip.proxy import Arrival, Backends, SipSettings, warning
 from wsgate.sip.rewriting import HANDLE_PARAMETER, contact_uri, restored
 from wsgate.sip.targets import BackendSettings
 from wsgate.sip.tracking import Party, Tracker
@@ -53,20 +53,25 @@ class Forwarding:
         self._counters = counters
         self._tokens = tokens
         self._contact_behind = contact_behind
+        self._backends = backends
         self._attempts = Attempts(settings, backend_settings, layer, names, backends, loops, tokens.handle, counters)
         self._invites: dict[int, Context] = {}
+        self._invites_of_flow: dict[bytes, set[int]] = {}
         self._timers: list[tuple[float, int]] = []
         self._numbers = count(1)
 
     def start(self, context: Context, branches: list[Branch], now: float) -> list[Effect]:
         """Forward the request of `context` down all `branches` at once."""
         effects: list[Effect] = []
-        context.server.user = context
+        if context.server is not None:
+            context.server.user = context
         context.branches = branches
-        if context.server.is_invite:
+        if context.message.method == b"INVITE":
             context.number = next(self._numbers)
             context.timer_c = now + self._settings.timer_c
             self._invites[context.number] = context
+            if context.arrival.flow is not None:
+                self._invites_of_flow.setdefault(context.arrival.flow.id, set()).add(context.number)
             heapq.heappush(self._timers, (context.timer_c, context.number))
         for branch in branches:
             branch.context = context
@@ -145,6 +150,10 @@ class Forwarding:
         """The near end of the connection to a WS backend, None for other hops."""
         return self._attempts.local_of(hop)
 
+    def invites_of(self, flow: bytes) -> list[Context]:
+        """The INVITEs of a browser's flow that have no final answer yet (rule D4)."""
+        return [self._invites[number] for number in self._invites_of_flow.get(flow, ())]
+
     def next_timer(self) -> float | None:
         """When the earliest Timer C may fire."""
         while self._timers and self._timers[0][1] not in self._invites:
@@ -188,7 +197,7 @@ class Forwarding:
         branch.outcome = Outcome.ANSWERED
         branch.response = message
         if message.status < 300:
-            if context.answered and not context.server.is_invite:
+            if context.answered and context.message.method != b"INVITE":
                 return
             self._settle(context)
             self._pass(branch, message, now, effects)
@@ -224,7 +233,11 @@ class Forwarding:
     def _settle(self, context: Context) -> None:
         """The final answer is on its way: neither Timer C nor a CANCEL matters any more."""
         context.answered = True
-        self._invites.pop(context.number, None)
+        if self._invites.pop(context.number, None) is not None and context.arrival.flow is not None:
+            numbers = self._invites_of_flow[context.arrival.flow.id]
+            numbers.discard(context.number)
+            if not numbers:
+                del self._invites_of_flow[context.arrival.flow.id]
 
     def _conclude(self, context: Context, now: float, effects: list[Effect]) -> None:
         """All branches over: the best answer goes out (RFC 3261 §16.7 step 6)."""
@@ -243,12 +256,16 @@ class Forwarding:
         if message.status == 503:
             self._refuse(context, 500, "Server Internal Error", "the next hop answered 503", now, effects)
             return
-        caller = Party(context.arrival.flow.id if context.arrival.flow else b"", "")
+        caller = self._caller(context.arrival)
         callee = Party(branch.flow.id if branch.flow else b"", branch.backend)
         key = self._tracker.response(context.message, caller, callee, message, now)
         if key is not None:
             context.dialogs[key] = None
         self._tracker.answered(context.message, message.status)
+        if context.server is None:
+            return
+        if _is_orphaned(context, message):
+            effects.append(Orphaned(context, message))
         edit = Edit(message)
         edit.drop_values(b"via", 1)
         if message.status in (401, 407):
@@ -262,6 +279,11 @@ class Forwarding:
             self._restore_contacts(edit, context.message, message)
             effects.append(Retain(context.arrival.flow, context.message, message))
         effects += self._layer.respond(context.server, message.status, edit.build(), now)
+
+    def _caller(self, arrival: Arrival) -> Party:
+        if arrival.flow is not None:
+            return Party(arrival.flow.id, "")
+        return Party(b"", self._backends.backend_of(arrival.hop.address.host) or "")
 
     def _restore_contacts(self, edit: Edit, request: Message, response: Message) -> None:
         """Rules R5, C6: the browser finds its own Contact in the 2xx, in its own spelling; others get theirs back."""
@@ -298,10 +320,20 @@ class Forwarding:
         headers = [warning(text)]
         if status == 503:
             headers.append((b"Retry-After", b"%d" % RETRY_AFTER_SECONDS))
+        self._tracker.answered(context.message, status)
+        if context.server is None:
+            return
         tag = self._random_bytes(6).hex().encode()
         data = response_to(context.message, status, reason, to_tag=tag, headers=headers)
-        self._tracker.answered(context.message, status)
         effects += self._layer.respond(context.server, status, data, now)
+
+
+def _is_orphaned(context: Context, response: Message) -> bool:
+    """True when a call was taken whose caller's connection is gone: nobody will acknowledge it (rule D4)."""
+    if context.server is None or context.message.method != b"INVITE" or context.message.to_tag:
+        return False
+    gone = context.arrival.flow is not None and not context.arrival.flow.is_open
+    return gone and 200 <= response.status < 300
 
 
 def _best(branches: list[Branch]) -> Branch | None:

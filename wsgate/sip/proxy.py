@@ -79,7 +79,7 @@ class SipSettings:
     flow_timer: int = option(120, integer(10, 86400))
     timer_c: float = option(200.0, seconds(181, 86400))
     flow_rebind: bool = option(True, BOOLEAN)
-    orphan_cleanup: bool = option(True, BOOLEAN, later="ending orphaned calls")
+    orphan_cleanup: bool = option(True, BOOLEAN)
     orphan_grace: float = option(2.0, seconds(0, 600))
     reconnect_grace: float = option(60.0, seconds(0, 3600))
     dialog_lifetime: float = option(43200.0, seconds(60, 604800))
@@ -408,6 +408,20 @@ class Proxy:
         place = escaped(host_port(uri.host, uri.port), 100)
         text = f"{place} is no address of a configured backend and not in direct_targets"
         return Answer(403, "Forbidden", (warning(text),))
+
+    def way_to(self, side: Side, now: float) -> ToFlow | ToBackend | ToDirect | None:
+        """The way for a request of our own to one side of a dialog (rule D4), None where it cannot be reached.
+
+        Raises ProtocolError.
+        """
+        if side.flow:
+            heir = self._directory.heir(side.flow) if self._settings.flow_rebind else None
+            flow = (self._flows.get(heir) if heir is not None else None) or self._flows.get(side.flow)
+            return ToFlow(flow, 0) if flow is not None else None
+        next_hop = side.routes[0] if side.routes else side.target
+        uri = parse_uri(next_hop)
+        onward = self._to_known_address(uri, 0, now) or self._to_direct_target(uri, next_hop, side, 0)
+        return onward or (ToBackend(side.backend, None, 0) if side.backend else None)
 
     def domain_of(self, uri: Uri) -> str | None:
         """The backend section that serves this URI's host, `*` where only that one does, or None."""

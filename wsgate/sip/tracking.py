@@ -61,9 +61,6 @@ class Tracker:
         )
         if dialog is None:
             return None
-        # A call that passes twice (two browsers through a backend) is one dialog: each pass adds its flow.
-        dialog.caller.flow = dialog.caller.flow or caller.flow
-        dialog.callee.flow = dialog.callee.flow or callee.flow
         if response.status >= 200:
             dialog.state = DialogState.CONFIRMED
             dialog.callee.target = _contact(response) or dialog.callee.target
