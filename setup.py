@@ -25,6 +25,7 @@ setup(
         "gevent>=23.9",
         "gevent-websocket>=0.10.1",
         "dnspython>=2.6",
+        "PyJWT>=2.8",
         "pyOpenSSL>=24.1",
         "cryptography>=42",
         "psutil>=5.9",

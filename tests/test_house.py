@@ -15,16 +15,16 @@ FLOORS = {
     "words": "errors addr settings log metrics handover",
     "codecs": "keys certificate ws/frames ws/handshake sip/headers sip/message sip/framing sip/sdp turn/stun",
     "machines": (
-        "guard credentials directory ws/connection"
+        "guard credentials directory bearer identity ws/connection"
         " sip/flow sip/names sip/rewriting sip/compose sip/digest sip/transaction_tables sip/transaction_messages"
-        " sip/transaction_effects sip/transaction_timers sip/transaction sip/targets sip/location sip/dead_targets sip/dialogs sip/contacts"
-        " sip/registration sip/registrar sip/proxy sip/tracking sip/contexts sip/attempts sip/forwarding sip/screening"
+        " sip/transaction_effects sip/transaction_timers sip/transaction sip/targets sip/location sip/dead_targets sip/dialogs"
+        " sip/gruu sip/location_service sip/contacts sip/registration sip/registrar sip/proxy sip/tracking sip/contexts sip/attempts sip/forwarding sip/screening"
         " sip/services sip/orphans sip/edge"
         " turn/auth turn/peers turn/allocation turn/answers turn/allocator turn/server"
     ),
     "net": (
         "net/clock net/tls net/dtls net/readers net/stream net/datagram net/forwarded net/upgrade net/listener"
-        " net/nameserver net/resolver net/backend_stream net/backend net/relay"
+        " net/nameserver net/resolver net/backend_codec net/backend_stream net/backend net/relay"
     ),
     "assembly": "config web signalling media gateway",
     "process": "userfile control daemon plan sockets supervisor worker cli __main__",

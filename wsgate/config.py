@@ -19,13 +19,13 @@ from wsgate.addr import Address, Network, canonical_host
 from wsgate.errors import ConfigurationError
 from wsgate.guard import LimitSettings
 from wsgate.handover import Endpoint, FileReference
+from wsgate.identity import IdentitySettings
 from wsgate.net.listener import ListenerSettings
 from wsgate.net.resolver import ResolverSettings
 from wsgate.settings import (
     ADDRESS,
     BOOLEAN,
     NETWORKS,
-    STRINGS,
     TEXT,
     Parser,
     Switch,
@@ -83,15 +83,6 @@ class ProcessSettings:
     drain_timeout: float = option(30.0, seconds(0, 86400))
     key_file: str = option("wsgate.key", FILE_NAME)
     control_socket: str = option("wsgate.sock", TEXT, later="wsgate ctl")
-
-
-@dataclasses.dataclass(frozen=True)
-class IdentitySettings:
-    """[identity]"""
-
-    forward_headers: tuple[str, ...] = option((), STRINGS, later="forwarding headers of the upgrade")
-    cookie_secret: str = option("", TEXT, later="identity by cookie")
-    jwt_keys: str = option("", TEXT, later="identity by token")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -352,6 +343,7 @@ def _file_references(configuration: Configuration) -> Iterator[FileReference]:
         yield FileReference(f"backend {domain}", "client_private_key", backend.client_private_key)
     if configuration.embedded_domains:
         yield FileReference("registrar", "users", configuration.registrar.users)
+    yield FileReference("identity", "jwt_keys", configuration.identity.jwt_keys)
     turn = configuration.turn
     if turn is not None:
         yield FileReference("turn", "users", turn.users)
@@ -366,6 +358,7 @@ def _check(configuration: Configuration) -> None:
     _check_binds(configuration)
     _check_backends(configuration)
     _check_ranges(configuration)
+    _check_identity(configuration)
 
 
 def _check_listeners(configuration: Configuration) -> None:
@@ -493,3 +486,25 @@ def _check_ranges(configuration: Configuration) -> None:
                 raise ConfigurationError(
                     problem, file=path, section="turn", option=option_name, allowed="IP addresses, one per family"
                 ) from None
+
+
+def _check_identity(configuration: Configuration) -> None:
+    identity = configuration.identity
+    if identity.jwt_keys and not identity.jwt_from:
+        raise ConfigurationError(
+            "with jwt_keys a token must come from somewhere",
+            file=configuration.path,
+            section="identity",
+            option="jwt_from",
+            allowed="header, query, cookie",
+        )
+    if identity.cookie_option and "*" in configuration.websocket.origins:
+        # A browser adds its cookies to what any page opens: any page could then phone as the user.
+        raise ConfigurationError(
+            f"* opens the door to every page while cookies count ([identity] {identity.cookie_option})",
+            file=configuration.path,
+            section="websocket",
+            option="origins",
+            allowed="same, or a list of origins; * where no Cookie is forwarded, cookie_secret is empty and jwt_from"
+            " is without cookie",
+        )
