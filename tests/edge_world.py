@@ -62,9 +62,10 @@ class World:
         registrar: Registrar | None = None,
         directory: Directory | None = None,
         dialogs: int = 1000,
+        first_number: int = 1,
         **settings: object,
     ) -> None:
-        numbers = count(1)
+        numbers = count(first_number)
         self.now = 1000.0
         self.counters = Counters()
         self.settings = SipSettings(**settings)  # type: ignore[arg-type]

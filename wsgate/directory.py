@@ -151,6 +151,8 @@ class Directory:
         self._gone: dict[bytes, float] = {}
         self._registrations: dict[RegistrationKey, Registration] = {}
         self._key_of_handle: dict[bytes, RegistrationKey] = {}
+        self.changed: set[RegistrationKey] | None = None
+        """Keys of registrations that changed since somebody who keeps a journal set it to an empty set."""
         self._flows_of_key: dict[RegistrationKey, list[bytes]] = {}
         self._keys_of_flow: dict[bytes, set[RegistrationKey]] = {}
         self._keys_of_aor: dict[bytes, set[RegistrationKey]] = {}
@@ -203,6 +205,8 @@ class Directory:
         self._registrations[key] = registration._replace(expires_at=expires_at)
         if registration.handle:
             self._key_of_handle[registration.handle] = key
+        if self.changed is not None:
+            self.changed.add(key)
         self._registration_expiries.set(key, expires_at)
         self._keys_of_aor.setdefault(registration.aor, set()).add(key)
         self._add_flow(key, registration.flow, now)
@@ -226,6 +230,18 @@ class Directory:
         """The open flow of that registration, or None (D3)."""
         registration = self._registrations.get(registration_key(aor, instance, reg_id, contact))
         return registration.flow if registration is not None and registration.flow in self._live else None
+
+    def registration(self, key: RegistrationKey) -> Registration | None:
+        """The registration with this key."""
+        return self._registrations.get(key)
+
+    def registration_keys(self) -> list[RegistrationKey]:
+        """The keys of all registrations."""
+        return list(self._registrations)
+
+    def flows_of(self, key: RegistrationKey) -> list[bytes]:
+        """The flows that a registration was made through, the newest last."""
+        return list(self._flows_of_key.get(key, ()))
 
     def behind(self, handle: bytes) -> Registration | None:
         """The newest registration made under this handle (R5), or None."""
@@ -272,6 +288,8 @@ class Directory:
             return
         if self._key_of_handle.get(registration.handle) == key:
             del self._key_of_handle[registration.handle]
+        if self.changed is not None:
+            self.changed.add(key)
         self._registration_expiries.discard(key)
         keys = self._keys_of_aor[registration.aor]
         keys.discard(key)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import NamedTuple
 
 Key = tuple[bytes, bytes, bytes]
@@ -71,9 +72,18 @@ class DialogTable:
         self._lifetime = lifetime
         self._dialogs: OrderedDict[Key, Dialog] = OrderedDict()
         self._keys_of_flow: dict[bytes, set[Key]] = {}
+        self.changed: set[Key] | None = None
+        """Keys of dialogs that changed since somebody who keeps a journal set it to an empty set."""
 
     def __len__(self) -> int:
         return len(self._dialogs)
+
+    def __iter__(self) -> Iterator[Dialog]:
+        return iter(self._dialogs.values())
+
+    def get(self, key: Key) -> Dialog | None:
+        """The dialog with exactly this key."""
+        return self._dialogs.get(key)
 
     @property
     def full(self) -> bool:
@@ -112,11 +122,13 @@ class DialogTable:
         dialog.touched = now
         if dialog.key in self._dialogs:
             self._dialogs.move_to_end(dialog.key)
+            self._note(dialog.key)
 
     def end(self, key: Key) -> None:
         """Forget a dialog; not known is fine."""
         dialog = self._dialogs.pop(key, None)
         if dialog is not None:
+            self._note(key)
             for flow in {dialog.caller.flow, dialog.callee.flow} - {b""}:
                 keys = self._keys_of_flow[flow]
                 keys.discard(key)
@@ -139,6 +151,21 @@ class DialogTable:
             self.end(key)
             ended += 1
         return ended
+
+    def restore(self, dialog: Dialog, now: float) -> bool:
+        """Take up a dialog of an earlier process; False when it has lived out its time or the table is full.
+
+        Dialogs come in the order in which they were last touched.
+        """
+        if dialog.touched + self._lifetime <= now or self.full or dialog.key in self._dialogs:
+            return False
+        self._dialogs[dialog.key] = dialog
+        self._join(dialog, dialog.caller.flow, dialog.callee.flow)
+        return True
+
+    def _note(self, key: Key) -> None:
+        if self.changed is not None:
+            self.changed.add(key)
 
     def _join(self, dialog: Dialog, caller: bytes, callee: bytes) -> None:
         dialog.caller.flow = dialog.caller.flow or caller

@@ -19,6 +19,7 @@ from wsgate.sip.contexts import Branch, Connect, Context, Orphaned, Resolve, Ret
 from wsgate.sip.dialogs import DialogTable
 from wsgate.sip.flow import Flow, FlowTable, RandomBytes
 from wsgate.sip.forwarding import RETRY_AFTER_SECONDS, Forwarding
+from wsgate.sip.journal import Journal
 from wsgate.sip.message import Message, response_to
 from wsgate.sip.names import Names
 from wsgate.sip.orphans import Orphans
@@ -74,6 +75,7 @@ class Edge:
         counters: Counters,
     ) -> None:
         self.draining = False
+        self._journal: Journal | None = None
         self._settings = settings
         self._names = names
         self._flows = flows
@@ -218,6 +220,31 @@ class Edge:
         registration = self._directory.behind(handle)
         return registration.contact if registration is not None else None
 
+    # What a restart takes up
+
+    def load_state(self, data: bytes, now: float, wall_offset: float) -> None:
+        """Take up the journal of an earlier process (empty: begin one). Raises JournalError and then takes nothing.
+
+        Browsers have `reconnect_grace` to come back before their calls are ended (rules D3, D4).
+        """
+        journal = Journal(self._directory, self._dialogs, wall_offset)
+        if data:
+            for flow in journal.load(data, now):
+                self._orphans.flow_closed(flow, now)
+        self._journal = journal
+
+    def state_changes(self, now: float) -> tuple[bytes, bool]:
+        """What to write into the journal, and whether it takes the place of all that stands there."""
+        if self._journal is None:
+            return b"", False
+        if self._journal.is_long:
+            return self._journal.whole(now), True
+        return self._journal.changes(now), False
+
+    def state(self, now: float) -> bytes:
+        """The whole journal."""
+        return self._journal.whole(now) if self._journal is not None else b""
+
     # What comes in
 
     def _response(self, message: Message, hop: Hop, now: float) -> list[Effect]:
@@ -290,7 +317,7 @@ class Edge:
             if isinstance(decision, ToService):
                 branches = self._services.serve(decision, message, arrival, now)
             else:
-                branches = self._branches(decision, message)
+                branches = self._branches(decision, message, now)
         except ProtocolError as error:
             branches = Answer(400, f"Bad Request: {error.reason}")
         if isinstance(branches, Answer):
@@ -312,7 +339,10 @@ class Edge:
         arrival, leg = self._arrival(hop)
         try:
             decision = self._proxy.decide(message, arrival, now)
-            branches = self._branches(decision, message)
+            if isinstance(decision, ToService):
+                branches = self._services.serve(decision, message, arrival, now)
+            else:
+                branches = self._branches(decision, message, now)
         except ProtocolError:
             branches = Answer(400, "Bad Request")
         if isinstance(branches, Answer):
@@ -334,7 +364,7 @@ class Edge:
             return Answer(480, "Temporarily Unavailable", (warning("the dialog table is full"),))
         return Answer(503, "Service Unavailable", _retry("the dialog table is full"))
 
-    def _branches(self, decision: object, message: Message) -> list[Branch] | Answer:
+    def _branches(self, decision: object, message: Message, now: float) -> list[Branch] | Answer:
         if isinstance(decision, Answer):
             return decision
         if isinstance(decision, ToBackend):
@@ -344,7 +374,9 @@ class Edge:
         if isinstance(decision, ToFlow):
             if is_secure_only(message):
                 return SECURE_ONLY
-            return [Branch(flow=decision.flow, drop_routes=decision.drop_routes, uri=decision.uri)]
+            # Rule C2: what its Route brought here may still name a GRUU, which the browser does not know as its own.
+            uri = decision.uri or self._services.contact_behind_gruu(message, decision.flow.id, now)
+            return [Branch(flow=decision.flow, drop_routes=decision.drop_routes, uri=uri)]
         return Answer(404, "Not Found")
 
     def _forward(

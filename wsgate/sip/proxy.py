@@ -304,11 +304,20 @@ class Proxy:
         own = [entry for entry in popped.tokens if self._is_own(entry[0], flow)]
         others = [entry for entry in popped.tokens if entry not in own]
         to_tag = message.to_tag
+        if others and to_tag and self._is_of_another_process(message, others):
+            # Nobody can be reached by these tokens; the routes behind them, and D1, decide (rule T2).
+            others = []
         if others:
             return self._between_browsers(message, flow, others[-1], popped.depth)
         if not remaining and not to_tag:
             return self._out_of_dialog(message, flow, popped, now)
         return self._onward(message, flow, remaining[0] if remaining else message.uri, popped, now)
+
+    def _is_of_another_process(self, message: Message, tokens: list[tuple[Token, bool]]) -> bool:
+        """True for valid tokens of flows that are gone, in a dialog that is not known: those of before a restart."""
+        if any(self._flows.get(token.connection) is not None for token, _ in tokens):
+            return False
+        return self._dialogs.find(message.call_id, message.from_tag, message.to_tag) is None
 
     def _is_own(self, token: Token, flow: Flow) -> bool:
         return token.connection == flow.id or self._directory.superseded(token.connection, flow.id)

@@ -1,0 +1,174 @@
+"""A restart takes up registrations and calls (rule D3, `state_file`), and what holds without it (rule T2)."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.edge_world import GATE, PBX, World, request, response
+from wsgate.sip.flow import Flow
+from wsgate.sip.journal import HEAD, JournalError
+
+OWN = "sip:k3x@df7jal23ls0d.invalid;transport=ws"
+CONTACT = f'<{OWN}>;+sip.instance="<urn:uuid:1>";reg-id=1;expires=600'
+ALICE = "<sip:alice@example.com>"
+WALL_OFFSET = 1.7e9
+
+
+def register(w: World, flow: Flow) -> None:
+    fields = {"to": ALICE, "call_id": f"r{flow.id.hex()}"}
+    w.from_browser(flow, request("REGISTER", "sip:example.com", f"Contact: {CONTACT}", **fields))
+    message = w.one(PBX)
+    w.from_backend(response(message, 200, "OK", f"Contact: {(message.header(b'contact') or b'').decode()}"))
+    w.take()
+
+
+def call(w: World, flow: Flow) -> list[str]:
+    """A call to a phone behind the backend, which record-routes when asked to; returns the browser's route set."""
+    w.from_browser(flow, request("INVITE", "sip:bob@example.com", f"Contact: <{OWN}>", call_id="c1"))
+    answer = response(w.take(PBX)[0], 200, "OK", f"Contact: <sip:bob@{PBX}>", to_tag="b1")
+    w.from_backend(answer)
+    routes = [value.decode() for value in w.take(flow)[-1].values(b"record-route")]
+    w.take()
+    return routes[::-1]
+
+
+def goodbye(routes: list[str], uri: str, cseq: str) -> bytes:
+    """The browser's BYE with its old route set."""
+    route = "Route: " + ", ".join(routes)
+    return request("BYE", uri, route, call_id="c1", cseq=cseq, to="<sip:bob@example.com>;tag=b1")
+
+
+def journalled() -> tuple[World, Flow, list[str], bytes]:
+    """A world with a registered browser in a call, and the journal of it as changes were written."""
+    w = World()
+    w.edge.load_state(b"", w.now, WALL_OFFSET)
+    flow = w.browser()
+    register(w, flow)
+    written = HEAD + w.edge.state_changes(w.now)[0]
+    routes = call(w, flow)
+    written += w.edge.state_changes(w.now)[0]
+    return w, flow, routes, written
+
+
+def restarted(data: bytes) -> World:
+    """A new process: other connection ids, another monotonic clock, the same keys."""
+    w = World(first_number=5000)
+    w.now = 77.0
+    w.edge.load_state(data, w.now, WALL_OFFSET + 1000.0 - 77.0)
+    return w
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_d3_after_a_restart_in_dialog_requests_pass_both_ways(whole: bool) -> None:
+    before, old, routes, written = journalled()
+    after = restarted(before.edge.state(before.now) if whole else written)
+    assert after.edge.counts()["dialogs"] == 1
+    new = after.browser(port=2)
+    register(after, new)
+    token = old.token.decode()
+    to_browser = f"Route: <sip:{token}@{GATE};r2=on;lr>, <sip:{token}@gate.example.org:443;transport=ws;r2=on;lr>"
+    in_dialog = {"call_id": "c1", "to": f"{ALICE};tag=a1", "from": "<sip:bob@example.com>;tag=b1"}
+    after.from_backend(request("INFO", OWN, to_browser, via=f"SIP/2.0/UDP {PBX};branch=z9hG4bKr1", **in_dialog))
+    assert after.one(new).method == b"INFO"
+    bye = request(
+        "BYE",
+        f"sip:bob@{PBX}",
+        "Route: " + ", ".join(routes),
+        call_id="c1",
+        cseq="2",
+        to="<sip:bob@example.com>;tag=b1",
+    )
+    after.from_browser(new, bye)
+    assert after.one(PBX).method == b"BYE"
+
+
+def test_d4_a_browser_that_does_not_come_back_after_a_restart_is_hung_up() -> None:
+    after = restarted(journalled()[3])
+    after.move(60.2)
+    assert after.one(PBX).method == b"BYE"
+
+
+def test_d3_what_was_forgotten_or_has_expired_is_not_taken_up() -> None:
+    before, flow, routes, written = journalled()
+    bye = request(
+        "BYE",
+        f"sip:bob@{PBX}",
+        "Route: " + ", ".join(routes),
+        call_id="c1",
+        cseq="2",
+        to="<sip:bob@example.com>;tag=b1",
+    )
+    before.from_browser(flow, bye)
+    before.from_backend(response(before.one(PBX), 200, "OK"))
+    written += before.edge.state_changes(before.now)[0]
+    assert restarted(written).edge.counts()["dialogs"] == 0
+    late = World(first_number=5000)
+    late.edge.load_state(written, late.now, WALL_OFFSET + 601.0)
+    assert late.edge.counts()["registrations"] == 0
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data: data[:-10],
+        lambda data: data[: len(data) // 2],
+        lambda data: data.replace(b"confirmed", b"confirmeD"),
+        lambda data: b"SQLite format 3\x00" + data,
+        lambda data: b"\n" * 40,
+        lambda data: HEAD + b"not a line\n",
+    ],
+)
+def test_d3_a_torn_or_foreign_file_is_refused_whole(spoil: object) -> None:
+    data = spoil(journalled()[3])  # type: ignore[operator]
+    w = World()
+    with pytest.raises(JournalError):
+        w.edge.load_state(data, w.now, WALL_OFFSET)
+    assert w.edge.counts()["registrations"] == w.edge.counts()["dialogs"] == 0
+    assert w.edge.state_changes(w.now) == (b"", False), "the file is somebody else's: nothing is written into it"
+
+
+def test_d3_the_journal_is_written_anew_before_it_grows_without_bound() -> None:
+    w, flow, _, _ = journalled()
+    sizes = []
+    for number in range(1500):
+        fields = {"to": ALICE, "call_id": f"n{number}"}
+        w.from_browser(flow, request("REGISTER", "sip:example.com", f"Contact: {CONTACT}", **fields))
+        message = w.one(PBX)
+        w.from_backend(response(message, 200, "OK", f"Contact: {(message.header(b'contact') or b'').decode()}"))
+        w.take()
+        sizes.append(w.edge.state_changes(w.now)[1])
+    assert any(sizes)
+    assert sum(sizes) <= 2
+
+
+def test_t2_without_a_state_file_what_goes_through_the_backend_passes_and_the_rest_is_481() -> None:
+    _, old, routes, _ = journalled()
+    w = World(first_number=5000)
+    new = w.browser(port=2)
+    register(w, new)
+    through_backend = request(
+        "BYE",
+        f"sip:bob@{PBX}",
+        "Route: " + ", ".join(routes),
+        call_id="c1",
+        cseq="2",
+        to="<sip:bob@example.com>;tag=b1",
+    )
+    w.from_browser(new, through_backend)
+    assert w.one(PBX).method == b"BYE"
+    straight = request(
+        "BYE",
+        "sip:bob@203.0.113.99",
+        "Route: " + ", ".join(routes),
+        call_id="c1",
+        cseq="3",
+        to="<sip:bob@example.com>;tag=b1",
+    )
+    w.from_browser(new, straight)
+    assert w.one(new).status == 481
+    token = old.token.decode()
+    stale = request(
+        "BYE", OWN, f"Route: <sip:{token}@{GATE};lr>", via=f"SIP/2.0/UDP {PBX};branch=z9hG4bKz", to=f"{ALICE};tag=a1"
+    )
+    w.from_backend(stale)
+    assert w.one(PBX).status == 480
