@@ -17,8 +17,8 @@ FLOORS = {
     "machines": (
         "guard credentials directory bearer identity ws/connection"
         " sip/flow sip/names sip/rewriting sip/compose sip/digest sip/transaction_tables sip/transaction_messages"
-        " sip/transaction_effects sip/transaction_timers sip/transaction sip/targets sip/location sip/dead_targets sip/dialogs"
-        " sip/gruu sip/location_service sip/contacts"
+        " sip/transaction_effects sip/transaction_timers sip/transaction sip/targets sip/location sip/dead_targets"
+        " sip/dialogs sip/gruu sip/location_service sip/contacts"
         " sip/registration sip/registrar sip/proxy sip/tracking sip/contexts sip/attempts sip/forwarding sip/screening"
         " sip/services sip/orphans sip/journal sip/edge"
         " turn/auth turn/peers turn/allocation turn/answers turn/allocator turn/server"
