@@ -34,6 +34,7 @@ from wsgate.signalling import ResolvedBackends, Signalling
 from wsgate.sip.digest import Digest
 from wsgate.sip.edge import Edge
 from wsgate.sip.flow import FlowTable, FlowTokens
+from wsgate.sip.gruu import TemporaryGruus
 from wsgate.sip.names import Names
 from wsgate.sip.registrar import Registrar
 from wsgate.sip.targets import BackendSettings
@@ -166,6 +167,7 @@ class Gateway:
                 self._digest,
                 self._counters,
                 flow_timer=configuration.sip.flow_timer,
+                temporary_gruus=TemporaryGruus(self._secrets, os.urandom),
             )
         tokens = FlowTokens(self._secrets)
         return Edge(

@@ -19,7 +19,12 @@ MALFORMED_EXPIRES_SECONDS = 3600
 """What an Expires that cannot be read means (RFC 3261 §10.2.1.1)."""
 
 # A quoted string is stepped over, so that what looks like a parameter inside it stays.
-_EXPIRES = re.compile(rb'("(?:[^"\\]|\\.)*")|;[ \t]*expires[ \t]*(?:=[ \t]*[^\s;,"]*)?(?=[ \t]*(?:;|\Z))', re.I | re.S)
+_REGISTRARS_OWN = re.compile(
+    rb';[ \t]*(?:expires|pub-gruu|temp-gruu)[ \t]*(?:=[ \t]*(?:"(?:[^"\\]|\\.)*"|[^\s;,"]*))?(?=[ \t]*(?:;|\Z))'
+    rb'|("(?:[^"\\]|\\.)*")',
+    re.I | re.S,
+)
+"""Parameters that the answer gives anew; a client may echo those of an older one."""
 _Q = re.compile(rb"0(?:\.[0-9]{0,3})?\Z|1(?:\.0{0,3})?\Z")
 
 
@@ -30,7 +35,7 @@ class OutOfOrder(ProtocolError):
 class ContactRequest(NamedTuple):
     """One Contact of a REGISTER; `seconds` 0 takes the binding away, `reg_id` is 0 where outbound is not used.
 
-    `parameters` are the header parameters as they were written, without `expires`.
+    `parameters` are the header parameters as they were written, without `expires` and GRUUs.
     """
 
     name: NameAddr
@@ -152,7 +157,7 @@ def _raw_parameters(value: bytes, name: NameAddr) -> bytes:
         raw = value[value.index(b">", value.index(b"<", len(name.display))) + 1 :]
     else:
         raw = value[len(name.uri) :]
-    return _EXPIRES.sub(lambda found: found[1] or b"", raw).strip()
+    return _REGISTRARS_OWN.sub(lambda found: found[1] or b"", raw).strip()
 
 
 def _reg_id(value: bytes | None) -> int:

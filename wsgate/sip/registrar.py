@@ -1,4 +1,4 @@
-"""The embedded registrar and location service (RFC 3261 §10, RFC 5626 §6; rules G2, G3, G4 and G6). Pure."""
+"""The embedded registrar (RFC 3261 §10.3, RFC 5626 §6, RFC 5627 §5, RFC 3327 §5.3; rules G2, G3, G4, G5). Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from wsgate.sip.contacts import (
     parse_seconds,
 )
 from wsgate.sip.digest import Digest, DigestAlgorithm
+from wsgate.sip.gruu import TemporaryGruus, public_gruu
 from wsgate.sip.headers import Uri, parse_name_addr, parse_uri
+from wsgate.sip.location_service import LocationService
 from wsgate.sip.message import Message
 
 MAX_CONTACTS_PER_REQUEST = 16
@@ -37,7 +39,7 @@ MAX_CALL_ID_BYTES = 512
 ANONYMOUS = b"anonymous@anonymous.invalid"
 """The From of a caller who wants to stay unnamed (RFC 3323 §4.1, G4)."""
 
-_SUPPORTED = (b"path", b"outbound")
+_SUPPORTED = (b"path", b"outbound", b"gruu")
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
@@ -68,14 +70,6 @@ class RegistrarAnswer(NamedTuple):
     user: str = ""
 
 
-class Location(NamedTuple):
-    """Where a request for an AOR goes: bindings, best first, or the answer when there are none."""
-
-    bindings: tuple[Binding, ...]
-    status: int = 0
-    reason: str = ""
-
-
 class Judgement(NamedTuple):
     """Whether a browser may say this From (G4), or the answer it gets."""
 
@@ -95,9 +89,10 @@ class _Refused(Exception):
 
 
 class Registrar:
-    """Registers, looks up, and judges From for domains with `target = embedded`.
+    """Registers, and judges From, for domains with `target = embedded`; `location` looks up.
 
-    `settings` and the users of `digest` may be replaced on a reload. `flow_timer` is of [sip], in seconds (R4).
+    `settings` and the users of `digest` may be replaced on a reload. `flow_timer` is of [sip], in seconds (R4). Without
+    `temporary_gruus` only public GRUUs are given out.
     """
 
     def __init__(
@@ -108,9 +103,12 @@ class Registrar:
         counters: Counters,
         *,
         flow_timer: int = 120,
+        temporary_gruus: TemporaryGruus | None = None,
     ) -> None:
         self.settings = settings
         self.flow_timer = flow_timer
+        self.location = LocationService(directory, self._is_user, temporary_gruus)
+        self._temporary_gruus = temporary_gruus
         self._directory = directory
         self._digest = digest
         self._counters = counters
@@ -133,26 +131,6 @@ class Registrar:
             answer = RegistrarAnswer(400, _phrase(error.reason))
         self._counters.count("registrar_accepted" if answer.status == 200 else "registrar_refused")
         return answer
-
-    def lookup(self, aor: bytes, now: float) -> Location:
-        """The newest live binding of each instance, highest q and newest first (G6).
-
-        Without one: 480 for a user that we know (RFC 3261 §21.4.18), else 404.
-        """
-        known = self._directory.bindings(aor)
-        newest: dict[bytes, Binding] = {}
-        for binding in known:
-            if binding.expires_at <= now or (binding.flow and not self._directory.has_flow(binding.flow)):
-                continue
-            client = b"i" + binding.instance if binding.instance else b"c" + binding.contact
-            if client not in newest or binding.registered_at >= newest[client].registered_at:
-                newest[client] = binding
-        if newest:
-            found = sorted(newest.values(), key=lambda binding: (-binding.q, -binding.registered_at))
-            return Location(tuple(found))
-        if known or self._is_user(aor):
-            return Location((), 480, "Temporarily Unavailable")
-        return Location((), 404, "Not Found")
 
     def judge_from(self, message: Message, flow: bytes, now: float) -> Judgement:
         """Whether this flow may send this request without To tag with its From (G4)."""
@@ -181,6 +159,7 @@ class Registrar:
         user = self._authenticate(message, now)
         aor = self._authorize(message, user)
         requests = self._contact_requests(message)
+        _check_no_gruu(requests or (), aor)
         path = _path(message)
         outbound = any(request.reg_id and request.seconds for request in requests or ())
         if outbound:
@@ -294,7 +273,8 @@ class Registrar:
         self, message: Message, bindings: Sequence[Binding], path: tuple[bytes, ...], outbound: bool, now: float
     ) -> HeaderLines:
         """Step 8: every binding with its expiry; the client's own Contact as it wrote it (C6)."""
-        lines = [(b"Contact", contact_value(binding, now)) for binding in bindings]
+        gruu = message.has_token(b"supported", b"gruu")
+        lines = [(b"Contact", contact_value(one, now) + (self._gruus(one) if gruu else b"")) for one in bindings]
         if path and message.has_token(b"supported", b"path"):
             lines += [(b"Path", value) for value in path]
         if outbound:
@@ -302,6 +282,16 @@ class Registrar:
         lines.append((b"Supported", b", ".join(_SUPPORTED)))
         lines.append((b"Date", self._date_at(int(now + self._digest.wall_offset))))
         return tuple(lines)
+
+    def _gruus(self, binding: Binding) -> bytes:
+        """The GRUUs of a binding as parameters of its Contact (RFC 5627 §5.2)."""
+        if not binding.instance:
+            return b""
+        value = b';pub-gruu="%b"' % public_gruu(binding.aor, binding.instance)
+        if self._temporary_gruus is not None:
+            made = self._temporary_gruus.make(binding.aor, binding.instance, binding.call_id)
+            value += b';temp-gruu="%b"' % made
+        return value
 
     def _date_at(self, wall_second: int) -> bytes:
         if self._date[0] != wall_second:
@@ -362,6 +352,13 @@ def _check_require(message: Message) -> None:
     unknown = [token for token in message.values(b"require") if token.lower() not in _SUPPORTED]
     if unknown:
         raise _Refused(420, "Bad Extension", [(b"Unsupported", b", ".join(unknown))])
+
+
+def _check_no_gruu(requests: Sequence[ContactRequest], aor: bytes) -> None:
+    """A GRUU of the domain leads back to its own binding: it is no Contact (RFC 5627 §5.1)."""
+    domain = aor.rpartition(b"@")[2].decode()
+    if any(b"gr" in request.parsed.parameters and request.parsed.host == domain for request in requests):
+        raise _Refused(403, "Forbidden", why="a GRUU of this domain cannot be registered as Contact")
 
 
 def _path(message: Message) -> tuple[bytes, ...]:

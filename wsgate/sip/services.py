@@ -51,6 +51,12 @@ class Services:
         answer = registrar.register(message, flow, arrival.hop, now)
         return Answer(answer.status, answer.reason, tuple(answer.headers))
 
+    def contact_behind_gruu(self, message: Message, flow: bytes, now: float) -> bytes | None:
+        """The Contact on this flow of the instance whose GRUU of ours is the Request-URI. Raises ProtocolError."""
+        if self._registrar is None or b";gr" not in message.uri:
+            return None
+        return self._registrar.location.contact_on(parse_uri(message.uri), flow, now)
+
     def retain(self, retain: Retain, now: float) -> None:
         """Rule R4: what a backend's registrar has confirmed is remembered with the flow."""
         try:
@@ -75,7 +81,7 @@ class Services:
                 return Answer(judged.status, judged.reason, tuple(judged.headers))
         if is_secure_only(message):
             return SECURE_ONLY
-        found = registrar.lookup(parse_uri(message.uri).address_of_record, now)
+        found = registrar.location.lookup(parse_uri(message.uri), now)
         branches = []
         for binding in found.bindings:
             flow = self._flows.get(binding.flow)
