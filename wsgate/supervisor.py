@@ -28,6 +28,9 @@ from wsgate.plan import Plan
 START_SECONDS = 60.0
 """How long a worker may take to become ready."""
 
+SAME_SIGNAL_SECONDS = 1.0
+"""A second signal within this time is the first one again: some callers signal the process and its group."""
+
 STOP_SECONDS = 10.0
 """How long, beyond `drain_timeout`, a worker may take to stop before it is killed."""
 
@@ -101,6 +104,7 @@ class Supervisor:
         self._log_descriptor: int | None = None
         self._pid = 0
         self._channel: Channel | None = None
+        self._told_to_stop = 0.0
         self._deadline: float | None = None
         self._born = 0.0
         self._delay = RestartDelay()
@@ -313,13 +317,16 @@ class Supervisor:
         if self._pid == 0:
             return True
         if self._state is State.STOPPING:
+            if time.monotonic() - self._told_to_stop < SAME_SIGNAL_SECONDS:
+                return False
             logger.warning("told twice to stop: worker %d is killed", self._pid)
             os.kill(self._pid, signal.SIGKILL)
             return False
         daemon.notify("STOPPING=1")
         logger.info("stopping")
         self._state = State.STOPPING
-        self._deadline = time.monotonic() + self._plan.drain_timeout + STOP_SECONDS
+        self._told_to_stop = time.monotonic()
+        self._deadline = self._told_to_stop + self._plan.drain_timeout + STOP_SECONDS
         sockets.close_all(self._sockets)  # or strangers would wait in a queue that nobody serves
         self._sockets = {}
         self._tell("stop")
