@@ -44,7 +44,7 @@ loadmodule "xhttp.so"
 loadmodule "websocket.so"
 loadmodule "kex.so"
 modparam("usrloc", "db_mode", 0)
-modparam("registrar", "use_path", 1)
+modparam("registrar", "use_path", {path})
 modparam("registrar", "path_mode", 0)
 modparam("registrar", "path_use_received", 1)
 modparam("registrar", "outbound_mode", {outbound})
@@ -115,7 +115,8 @@ class Kamailio:
     """One server on ports of its own; the directory holds its configuration and log.
 
     `udp`, `tcp` and `ws` are the same port, as Kamailio has one TCP listener for SIP and WebSocket. `record_route`
-    says whether it stays in the dialog, `outbound` whether RFC 5626 is answered with Require: outbound, `gruu` whether
+    says whether it stays in the dialog, `path` whether it knows Path,
+    `outbound` whether RFC 5626 is answered with Require: outbound, `gruu` whether
     a REGISTER returns GRUUs, `call_auth` whether a call is challenged too. It names itself
     `advertise` (host:port) where that is given; phones then use UDP at `desk_host` and the same port.
     """
@@ -129,6 +130,7 @@ class Kamailio:
         transports: tuple[str, ...] = ("udp", "tcp"),
         record_route: bool = True,
         outbound: bool = True,
+        path: bool = True,
         gruu: bool = True,
         call_auth: bool = False,
         advertise: str = "",
@@ -149,7 +151,8 @@ class Kamailio:
             + CONFIG.format(
                 domain=domain,
                 listen="\n".join(listen),
-                outbound=1 if outbound else 0,
+                outbound=1 if outbound and path else 0,
+                path=1 if path else 0,
                 gruu=1 if gruu else 0,
                 record_route=flag[record_route],
                 call_auth=flag[call_auth],

@@ -57,9 +57,10 @@ class Company(NamedTuple):
         register(server, self.directory, phone.port, user=user)
         return phone
 
-    def caller(self, scenario: str, called: str) -> Sipp:
+    def caller(self, scenario: str, called: str, hold_seconds: float = 0.3) -> Sipp:
         """A sipp that calls `called`."""
-        return Sipp(scenario, f"127.0.0.1:{self.kamailio.port}", self.directory, called=called)
+        server = f"127.0.0.1:{self.kamailio.port}"
+        return Sipp(scenario, server, self.directory, called=called, hold_seconds=hold_seconds)
 
 
 @pytest.fixture(scope="module", params=["udp", "tcp", "ws"])
@@ -320,6 +321,58 @@ def test_second_srv_target_takes_over_from_one_that_says_503(tmp_path: Path) -> 
         overloaded.send(answer(request, "503 Service Unavailable", tag="x"), source)
         phone.wait("registered")
         assert not phone.messages("in", "SIP/2.0 503")
+
+
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+@pytest.mark.parametrize("mode", ["auto", "contact"])
+def test_registrar_that_does_not_know_path(transport: str, mode: str, tmp_path: Path) -> None:
+    """R5: the rewritten Contact leads back to the browser, which sees its own (C2, C6)."""
+    with ExitStack() as stack:
+        kamailio = Kamailio(tmp_path / "kamailio", path=False)
+        stack.callback(kamailio.stop)
+        dns = stack.enter_context(DnsServer(zone(transport, (10, "127.0.0.1", kamailio.port)), "example.test"))
+        gateway = Daemon(tmp_path / "wsgate", backend(dns, f"contact_mode = {mode}"))
+        stack.callback(gateway.stop)
+        company = Company(transport, dns, kamailio, gateway, tmp_path)
+
+        def check(phone: Softphone) -> None:
+            own = header(phone.messages("out", "REGISTER")[0], "Contact").partition(">")[0]
+            assert header(phone.messages("in", "SIP/2.0 200 ")[0], "Contact").startswith(own)
+            assert all("wsg=" not in message for message in phone.messages("in"))
+            assert_well_served(phone)
+
+        call_through(company, stack, check)
+        phone = Softphone(gateway.url, "alice", PASSWORD)
+        stack.callback(phone.close)
+        phone.wait("registered")
+
+
+def reconnect(phone: Softphone) -> None:
+    """Cut the connection and wait until JsSIP has registered over a new one (C7)."""
+    phone.do("cut")
+    phone.wait("disconnected")
+    phone.wait("connected")
+    phone.wait("sip", 10, lambda e: e["text"].startswith("SIP/2.0 200") and "REGISTER" in header(e["text"], "CSeq"))
+
+
+@pytest.mark.parametrize("ends", ["browser", "desk"])
+def test_call_survives_a_lost_connection(company: Company, ends: str) -> None:
+    """D3: in-dialog requests of both sides find the flow that the browser registered on anew."""
+    phone = Softphone(company.gateway.url, f"carol{next(NUMBER)}", PASSWORD)
+    try:
+        phone.wait("registered")
+        desk = company.caller("uac_byed" if ends == "browser" else "uac_bye", phone.user, hold_seconds=5.0)
+        phone.wait("session")
+        phone.do("answer")
+        phone.wait("confirmed")
+        reconnect(phone)
+        if ends == "browser":
+            phone.do("hangup")
+        phone.wait("ended")
+        desk.done()
+        wait_no_dialogs(company)
+    finally:
+        phone.close()
 
 
 def call_through(company: Company, stack: ExitStack, check: Callable[[Softphone], None] = assert_well_served) -> None:
