@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Hashable, Iterable
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Generic, NamedTuple, TypeVar
 
-from wsgate.addr import Hop
+from wsgate.addr import Address, Hop, Transport
 
 MAX_REGISTRATIONS = 200_000
 """Registrations that are remembered; further ones still pass through, but their flows are not rebound."""
@@ -78,6 +79,12 @@ class Binding(NamedTuple):
 def registration_key(aor: bytes, instance: bytes, reg_id: int, contact: bytes) -> RegistrationKey:
     """AOR, instance and reg-id; AOR and Contact URI where a client gives no instance (D3)."""
     return (aor, instance, reg_id) if instance else (aor, contact, -1)
+
+
+def _sources_of(bindings: Iterable[Binding]) -> Iterator[tuple[Transport, Address]]:
+    for binding in bindings:
+        if not binding.flow and binding.source is not None:
+            yield binding.source.transport, binding.source.address
 
 
 class Expiries(Generic[Key]):
@@ -160,6 +167,7 @@ class Directory:
         self._bindings: dict[bytes, tuple[Binding, ...]] = {}
         self._binding_total = 0
         self._aors_of_flow: dict[bytes, set[bytes]] = {}
+        self._sources: Counter[tuple[Transport, Address]] = Counter()
         self._binding_expiries: Expiries[bytes] = Expiries()
 
     # Flows
@@ -315,6 +323,10 @@ class Directory:
         """The AORs that have a binding through `flow` (G4)."""
         return frozenset(self._aors_of_flow.get(flow, ()))
 
+    def has_source(self, hop: Hop) -> bool:
+        """True when a phone registered from there (rules D1, G5)."""
+        return (hop.transport, hop.address) in self._sources
+
     def replace_bindings(self, aor: bytes, bindings: Iterable[Binding], now: float) -> bool:
         """Make these the bindings of an AOR, all or none (RFC 3261 §10.3). False when the table is full."""
         new = tuple(bindings)
@@ -335,6 +347,11 @@ class Directory:
                 self._gone.setdefault(flow, now)
         for flow in old_flows - new_flows:
             self._drop_aor_of_flow(flow, aor)
+        self._sources.update(_sources_of(new))
+        for source in _sources_of(old):
+            self._sources[source] -= 1
+            if not self._sources[source]:
+                del self._sources[source]
         self._schedule_bindings(aor)
         return True
 

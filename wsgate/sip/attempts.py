@@ -95,6 +95,14 @@ class Attempts:
         while branch.targets:
             if self._send(branch, branch.targets.pop(0), now, effects):
                 return True
+        return self._next_way(branch, now, effects)
+
+    def _next_way(self, branch: Branch, now: float, effects: list[Effect]) -> bool:
+        """The next flow of the same instance that still is open (RFC 5626 §7)."""
+        while branch.ways:
+            branch.take(branch.ways.pop(0))
+            if branch.flow is None or branch.flow.is_open:
+                return self.begin(branch, now, effects)
         return False
 
     def fall_back(self, branch: Branch, now: float, effects: list[Effect]) -> bool:
@@ -239,6 +247,7 @@ class Attempts:
     def _transmit(self, branch: Branch, hop: Hop, local: Address | None, now: float, effects: list[Effect]) -> None:
         context = branch.context
         branch.departure = hop
+        branch.outcome = Outcome.PENDING  # also where a target before was one for small messages only
         branch.provisional = False
         data, _ = self._compose(context.message, context.leg, branch, hop, local)
         accepts = self._accepting(branch.backend, hop)
@@ -260,6 +269,7 @@ class Attempts:
             drop_routes=branch.drop_routes,
             uri=branch.uri,
             routes=branch.routes,
+            breadth=branch.breadth,
             contacts=self._contacts(message, departure) if mode is not ContactMode.PATH else None,
             with_path=mode is not ContactMode.CONTACT,
         )

@@ -92,6 +92,14 @@ def max_forwards(message: Message) -> int | None:
     return int(text)
 
 
+def _set_max_breadth(edit: Edit, message: Message, breadth: int) -> None:
+    """What this branch may be forked into further on (RFC 5393 §5.3.3)."""
+    if message.header(b"max-breadth") is None:
+        edit.append(b"Max-Breadth", b"%d" % breadth)
+    else:
+        edit.replace(b"max-breadth", b"%d" % breadth)
+
+
 class Composer:
     """Writes forwarded requests: our Via, Max-Forwards, Path, Record-Route, Content-Length, Routes taken off."""
 
@@ -108,6 +116,7 @@ class Composer:
         drop_routes: int,
         uri: bytes | None = None,
         routes: tuple[bytes, ...] = (),
+        breadth: int | None = None,
         contacts: Changes | None = None,
         with_path: bool = True,
     ) -> bytes:
@@ -128,6 +137,8 @@ class Composer:
             edit.append(b"Max-Forwards", b"%d" % DEFAULT_MAX_FORWARDS)
         else:
             edit.replace(b"max-forwards", b"%d" % (remaining - 1))
+        if breadth is not None:
+            _set_max_breadth(edit, message, breadth)
         if message.method == b"REGISTER":
             if with_path:
                 self._path(edit, message, arrival, departure)

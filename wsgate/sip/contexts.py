@@ -59,27 +59,44 @@ class Outcome(enum.Enum):
     TOO_LARGE = "too large for any transport"
 
 
+class Way(NamedTuple):
+    """How one flow of a registered instance is reached: a browser's flow, or the place of a phone (rule G5).
+
+    `uri` is its Contact, `routes` its stored Path (RFC 3327 §5.4).
+    """
+
+    flow: Flow | None
+    target: Target | None
+    uri: bytes
+    routes: tuple[bytes, ...]
+
+
 class Branch:
     """One way of a forwarded request, with the targets that are left to try.
 
     A branch goes to a browser's `flow`, or to `targets` of a `backend` (None: wherever its resolution leads, empty
     name: a target of direct_targets). `uri` replaces the Request-URI, `routes` are put on top of what Route remains.
+    One that the location service found has `ways` left: the other flows of its instance (RFC 5626 §7). `breadth` is
+    its share of Max-Breadth, None where the request was not forked (RFC 5393 §5.3.3).
     """
 
     __slots__ = (
         "backend",
+        "breadth",
         "client",
         "context",
         "departure",
         "drop_routes",
         "fallback",
         "flow",
+        "located",
         "outcome",
         "provisional",
         "response",
         "routes",
         "targets",
         "uri",
+        "ways",
     )
 
     def __init__(
@@ -105,6 +122,17 @@ class Branch:
         self.outcome = Outcome.PENDING
         self.response: Message | None = None
         self.provisional = False
+        self.located: Way | None = None
+        self.ways: list[Way] = []
+        self.breadth: int | None = None
+
+    def take(self, way: Way) -> None:
+        """Go this way from now on."""
+        self.located = way
+        self.flow = way.flow
+        self.targets = [way.target] if way.target is not None else []
+        self.uri = way.uri
+        self.routes = way.routes
 
 
 class Context:

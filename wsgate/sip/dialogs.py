@@ -13,6 +13,8 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from wsgate.addr import Hop
+
 Key = tuple[bytes, bytes, bytes]
 """Call-ID, the caller's tag (From of the first request), the callee's tag."""
 
@@ -25,17 +27,27 @@ class DialogState(enum.Enum):
 
 
 class Side:
-    """One party of a dialog, as far as wsgate saw it."""
+    """One party of a dialog, as far as wsgate saw it. `source` is where the packets of a phone came from (rule G5)."""
 
-    __slots__ = ("backend", "cseq", "flow", "name", "routes", "target")
+    __slots__ = ("backend", "cseq", "flow", "name", "routes", "source", "target")
 
-    def __init__(self, flow: bytes, backend: str, name: bytes, routes: list[bytes], target: bytes, cseq: int) -> None:
+    def __init__(
+        self,
+        flow: bytes,
+        backend: str,
+        name: bytes,
+        routes: list[bytes],
+        target: bytes,
+        cseq: int,
+        source: Hop | None = None,
+    ) -> None:
         self.flow = flow
         self.backend = backend
         self.name = name
         self.routes = routes
         self.target = target
         self.cseq = cseq
+        self.source = source
 
 
 class Dialog:

@@ -101,6 +101,8 @@ class Forwarding:
             self._counters.count("sip_responses_of_abandoned_branches")
         elif unavailable:
             self._fail(branch, Outcome.UNAVAILABLE, now, effects)
+        elif _is_flow_failure(branch, message):
+            self._give_up(branch, Outcome.UNREACHABLE, now, effects)
         else:
             self._final(branch, message, now, effects)
         return effects
@@ -179,6 +181,7 @@ class Forwarding:
 
     def _expire(self, branch: Branch, now: float, effects: list[Effect]) -> None:
         branch.targets = []
+        branch.ways = []
         if branch.client is not None and branch.provisional:
             effects += self._layer.cancel(branch.client, now)
         else:
@@ -213,6 +216,9 @@ class Forwarding:
         """This target did not do: mark it, try the next one, or let the branch end (rule N2)."""
         if branch.flow is None and branch.departure is not None and branch.client is not None:
             self._attempts.dead.failed(branch.departure.transport, branch.departure.address, now)
+        self._give_up(branch, outcome, now, effects)
+
+    def _give_up(self, branch: Branch, outcome: Outcome, now: float, effects: list[Effect]) -> None:
         branch.client = None
         context = branch.context
         if not context.cancelled and not context.answered and self._attempts.next_target(branch, now, effects):
@@ -226,6 +232,7 @@ class Forwarding:
                 continue
             if branch.client is not None:
                 branch.targets = []
+                branch.ways = []
                 effects += self._layer.cancel(branch.client, now, reason)
             else:
                 branch.outcome = Outcome.UNREACHABLE
@@ -257,7 +264,7 @@ class Forwarding:
             self._refuse(context, 500, "Server Internal Error", "the next hop answered 503", now, effects)
             return
         caller = self._caller(context.arrival)
-        callee = Party(branch.flow.id if branch.flow else b"", branch.backend)
+        callee = Party(branch.flow.id if branch.flow else b"", branch.backend, _source(branch))
         key = self._tracker.response(context.message, caller, callee, message, now)
         if key is not None:
             context.dialogs[key] = None
@@ -283,7 +290,7 @@ class Forwarding:
     def _caller(self, arrival: Arrival) -> Party:
         if arrival.flow is not None:
             return Party(arrival.flow.id, "")
-        return Party(b"", self._backends.backend_of(arrival.hop.address.host) or "")
+        return Party(b"", self._backends.backend_of(arrival.hop.address.host) or "", arrival.hop)
 
     def _restore_contacts(self, edit: Edit, request: Message, response: Message) -> None:
         """Rules R5, C6: the browser finds its own Contact in the 2xx, in its own spelling; others get theirs back."""
@@ -311,7 +318,7 @@ class Forwarding:
         elif Outcome.TIMEOUT in outcomes:
             # Of a request that is not INVITE the layer sends no 408: the client's own timer has fired (RFC 4320).
             self._refuse(context, 408, "Request Timeout", "the next hop did not answer", now, effects)
-        elif from_browser and any(branch.flow is None for branch in context.branches):
+        elif from_browser and any(branch.flow is None and not branch.located for branch in context.branches):
             self._refuse(context, 503, "Service Unavailable", "no target of the backend is reachable", now, effects)
         else:
             self._refuse(context, 480, "Temporarily Unavailable", "the target cannot be reached", now, effects)
@@ -326,6 +333,17 @@ class Forwarding:
         tag = self._random_bytes(6).hex().encode()
         data = response_to(context.message, status, reason, to_tag=tag, headers=headers)
         effects += self._layer.respond(context.server, status, data, now)
+
+
+def _source(branch: Branch) -> Hop | None:
+    """Where the phone is that the location service found (rule G5)."""
+    target = branch.located.target if branch.located is not None else None
+    return Hop(target.transport, target.address) if target is not None else None
+
+
+def _is_flow_failure(branch: Branch, response: Message) -> bool:
+    """430, or 408 while the instance has other flows: it was not the instance that answered (RFC 5626 §7)."""
+    return branch.located is not None and (response.status == 430 or (response.status == 408 and bool(branch.ways)))
 
 
 def _is_orphaned(context: Context, response: Message) -> bool:

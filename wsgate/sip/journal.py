@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from wsgate.addr import Address, Hop, Transport
 from wsgate.directory import Directory, Registration, RegistrationKey
 from wsgate.errors import WsgateError
 from wsgate.sip.dialogs import Dialog, DialogState, DialogTable, Key, Side
@@ -153,13 +154,22 @@ def _side(side: Side) -> dict[str, Any]:
         "routes": [_text(route) for route in side.routes],
         "target": _text(side.target),
         "cseq": side.cseq,
+        "source": None if side.source is None else [side.source.transport.value, *side.source.address],
     }
 
 
 def _read_side(value: dict[str, Any]) -> Side:
     routes = [_bytes(route) for route in value["routes"]]
     flow = bytes.fromhex(value["flow"])
-    return Side(flow, str(value["backend"]), _bytes(value["name"]), routes, _bytes(value["target"]), int(value["cseq"]))
+    name, target, cseq = _bytes(value["name"]), _bytes(value["target"]), int(value["cseq"])
+    return Side(flow, str(value["backend"]), name, routes, target, cseq, _read_source(value["source"]))
+
+
+def _read_source(value: list[Any] | None) -> Hop | None:
+    if value is None:
+        return None
+    transport, host, port = value
+    return Hop(Transport(transport), Address(str(host), int(port)))
 
 
 def _text(data: bytes) -> str:

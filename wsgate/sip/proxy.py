@@ -275,8 +275,11 @@ class Proxy:
             return ToService(Service.OPTIONS, uri.host, popped.depth)
         domain = self.domain_of(uri)
         if domain is not None and self.is_embedded(domain) and arrival.trusted:
-            service = Service.REGISTER if message.method == b"REGISTER" else Service.LOCATION
-            return ToService(service, uri.host, popped.depth)
+            if message.method != b"REGISTER":
+                return ToService(Service.LOCATION, uri.host, popped.depth)
+            if in_networks(arrival.hop.address.host, self._settings.trusted_sources):
+                return ToService(Service.REGISTER, uri.host, popped.depth)
+            return Answer(403, "Forbidden", (warning("phones register from trusted_sources only"),))
         return Answer(404, "Not Found", (warning("a request from the backend side needs a flow token in its Route"),))
 
     def _to_token(self, message: Message, token: Token, outbound: bool, drop_routes: int) -> Decision:
@@ -369,6 +372,9 @@ class Proxy:
             return NO_DIALOG
         if not self.is_party(found.sender, flow.id):
             return self._refused(uri)
+        if next_hop == message.uri and b"gr" in uri.parameters and self._is_embedded_host(uri):
+            # A GRUU of ours leads to a binding and nowhere else (RFC 5627 §5.4).
+            return ToService(Service.LOCATION, uri.host, popped.depth)
         return self._to_direct_target(uri, next_hop, found.receiver, popped.depth) or self._refused(uri)
 
     def _to_known_address(self, uri: Uri, drop_routes: int, now: float) -> ToBackend | None:
@@ -390,15 +396,23 @@ class Proxy:
         return None
 
     def _to_direct_target(self, uri: Uri, next_hop: bytes, receiver: Side, drop_routes: int) -> ToDirect | None:
-        # Rule D1 (b): exactly what the backend side gave, numeric, inside direct_targets.
+        # Rule D1 (b): exactly what the backend side gave, and a phone of ours, or numeric and inside direct_targets.
         given = receiver.routes[0] if receiver.routes else receiver.target
-        if receiver.flow or not is_numeric(uri.host) or not same_uri(given, next_hop):
+        if receiver.flow or not same_uri(given, next_hop):
+            return None
+        if receiver.source is not None and self._directory.has_source(receiver.source):
+            # Rule G5: a phone is where it registered from, whatever its Contact says.
+            transport, address = receiver.source.transport, receiver.source.address
+            return ToDirect(Target(transport, address, address.host), drop_routes)
+        if not is_numeric(uri.host):
             return None
         transport = uri.transport or (Transport.TLS if uri.scheme == b"sips" else Transport.UDP)
-        if transport not in (Transport.UDP, Transport.TCP):
-            return None
         address = Address(uri.host, uri.port or transport.default_port)
-        if not self._is_direct_target(address) or self._names.is_own_address(address):
+        if self._names.is_own_address(address):
+            return None
+        if not self._directory.has_source(Hop(transport, address)) and (
+            transport not in (Transport.UDP, Transport.TCP) or not self._is_direct_target(address)
+        ):
             return None
         return ToDirect(Target(transport, address, uri.host), drop_routes)
 
@@ -437,6 +451,10 @@ class Proxy:
         if uri.host in self._backend_settings:
             return uri.host
         return "*" if "*" in self._backend_settings else None
+
+    def _is_embedded_host(self, uri: Uri) -> bool:
+        domain = self.domain_of(uri)
+        return domain is not None and self.is_embedded(domain)
 
     def is_embedded(self, domain: str) -> bool:
         """True when the embedded registrar serves this backend section."""

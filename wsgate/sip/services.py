@@ -5,17 +5,18 @@ Rules: G1 (OPTIONS for us, location), G4 (whose From), G6 (one branch for each i
 
 from __future__ import annotations
 
-from wsgate.directory import Directory
+from wsgate.directory import Binding, Directory
 from wsgate.errors import ProtocolError
 from wsgate.metrics import Counters
 from wsgate.sip.compose import shows_outbound
-from wsgate.sip.contexts import Branch, Retain
+from wsgate.sip.contexts import Branch, Retain, Way
 from wsgate.sip.flow import FlowTable
 from wsgate.sip.headers import parse_uri
 from wsgate.sip.message import Message
 from wsgate.sip.proxy import SECURE_ONLY, Answer, Arrival, Service, ToService, is_secure_only, warning
 from wsgate.sip.registrar import Registrar
 from wsgate.sip.registration import registrations
+from wsgate.sip.targets import Target
 
 ALLOWED_METHODS = b"INVITE, ACK, CANCEL, BYE, OPTIONS, REGISTER, SUBSCRIBE, NOTIFY, REFER, MESSAGE, INFO, PRACK, UPDATE"
 MAX_BREADTH = 60
@@ -75,21 +76,49 @@ class Services:
         self, registrar: Registrar, decision: ToService, message: Message, arrival: Arrival, now: float
     ) -> list[Branch] | Answer:
         """Rules G1, G4, G6: whose call, where to, one branch for each instance."""
-        if arrival.flow is not None:
+        if arrival.flow is not None and not message.to_tag:
             judged = registrar.judge_from(message, arrival.flow.id, now)
             if not judged.allowed:
                 return Answer(judged.status, judged.reason, tuple(judged.headers))
-        if is_secure_only(message):
-            return SECURE_ONLY
         found = registrar.location.lookup(parse_uri(message.uri), now)
-        branches = []
-        for binding in found.bindings:
-            flow = self._flows.get(binding.flow)
-            if flow is not None:
-                branches.append(Branch(flow=flow, drop_routes=decision.drop_routes, uri=binding.contact))
+        instances = [[way for binding in flows if (way := self._way(binding))] for flows in found.instances]
+        if is_secure_only(message):
+            # Rule C2: a browser cannot show that its leg is TLS to the end.
+            instances = [[way for way in ways if way.flow is None] for ways in instances]
+            if found.instances and not any(instances):
+                return SECURE_ONLY
+        branches = [_branch(ways, decision.drop_routes) for ways in instances if ways]
         if not branches:
             return NO_USER if found.status == 404 else NO_FLOW
-        breadth = message.header(b"max-breadth") or b""
-        if len(branches) > (int(breadth) if breadth.isdigit() and len(breadth) < 6 else MAX_BREADTH):
-            return Answer(440, "Max-Breadth Exceeded")
-        return branches
+        return _shared(branches, message.header(b"max-breadth"))
+
+    def _way(self, binding: Binding) -> Way | None:
+        """The browser's flow, or where the phone's packets come from (rule G5); None where neither is there."""
+        if binding.flow:
+            flow = self._flows.get(binding.flow)
+            return Way(flow, None, binding.contact, binding.path) if flow is not None else None
+        if binding.source is None:
+            return None
+        target = Target(binding.source.transport, binding.source.address, binding.source.address.host)
+        return Way(None, target, binding.contact, binding.path)
+
+
+def _branch(ways: list[Way], drop_routes: int) -> Branch:
+    """One branch for an instance: its newest flow, the others when that one fails (G6, RFC 5626 §7)."""
+    branch = Branch(drop_routes=drop_routes)
+    branch.take(ways[0])
+    branch.ways = ways[1:]
+    return branch
+
+
+def _shared(branches: list[Branch], header: bytes | None) -> list[Branch] | Answer:
+    """Max-Breadth divided among the branches (RFC 5393 §5.3.3), 440 where it does not suffice."""
+    given = int(header) if header is not None and header.isdigit() and len(header) < 6 else None
+    breadth = MAX_BREADTH if given is None else given
+    if len(branches) > breadth:
+        return Answer(440, "Max-Breadth Exceeded", (warning("the user has more instances than Max-Breadth allows"),))
+    if len(branches) > 1:
+        share, more = divmod(breadth, len(branches))
+        for number, branch in enumerate(branches):
+            branch.breadth = share + (number < more)
+    return branches

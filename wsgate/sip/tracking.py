@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from wsgate.addr import Hop
 from wsgate.errors import ProtocolError
 from wsgate.sip.dialogs import Dialog, DialogState, DialogTable, Found, Key, Side
 from wsgate.sip.flow import FlowTokens, Verdict
@@ -22,10 +23,14 @@ REFRESHERS = BEGINNERS | {b"UPDATE", b"NOTIFY"}
 
 
 class Party(NamedTuple):
-    """Who sits on one side of wsgate: a flow, or else a backend (empty: a target of direct_targets)."""
+    """Who sits on one side of wsgate: a flow, or else a backend (empty: a target of direct_targets, a phone of ours).
+
+    `source` is where a phone's packets come from, if there is one.
+    """
 
     flow: bytes
     backend: str
+    source: Hop | None = None
 
 
 class Tracker:
@@ -99,9 +104,8 @@ class Tracker:
 
     def _caller(self, request: Message, party: Party) -> Side:
         routes = [route for route in _routes(request) if not self._is_ours(route)]
-        return Side(
-            party.flow, party.backend, request.header(b"from") or b"", routes, _contact(request), request.cseq[0]
-        )
+        name, cseq = request.header(b"from") or b"", request.cseq[0]
+        return Side(party.flow, party.backend, name, routes, _contact(request), cseq, party.source)
 
     def _callee(self, response: Message, party: Party) -> Side:
         # What stands above our own Record-Route was added behind us; from here the nearest comes first.
@@ -110,7 +114,8 @@ class Tracker:
             if self._is_ours(route):
                 break
             routes.insert(0, route)
-        return Side(party.flow, party.backend, response.header(b"to") or b"", routes, _contact(response), 0)
+        name = response.header(b"to") or b""
+        return Side(party.flow, party.backend, name, routes, _contact(response), 0, party.source)
 
     def _is_ours(self, route: bytes) -> bool:
         try:
