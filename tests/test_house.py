@@ -20,7 +20,7 @@ FLOORS = {
         " sip/transaction_effects sip/transaction_timers sip/transaction sip/targets sip/location sip/dead_targets"
         " sip/dialogs sip/gruu sip/location_service sip/contacts"
         " sip/registration sip/registrar sip/proxy sip/tracking sip/contexts sip/attempts sip/forwarding sip/screening"
-        " sip/services sip/orphans sip/journal sip/edge"
+        " sip/services sip/identities sip/orphans sip/journal sip/edge"
         " turn/auth turn/peers turn/allocation turn/answers turn/allocator turn/server"
     ),
     "net": (

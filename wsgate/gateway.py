@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import socket
@@ -13,12 +14,14 @@ import psutil
 
 from wsgate import keys, web
 from wsgate.addr import Address, canonical_host
+from wsgate.bearer import VerificationKey, parse_keys
 from wsgate.config import Configuration
 from wsgate.credentials import CredentialsError, Users, parse_users
 from wsgate.directory import Directory
 from wsgate.errors import ConfigurationError, StartError
 from wsgate.guard import Guard
 from wsgate.handover import Endpoint, Files
+from wsgate.identity import Admission, Admitted
 from wsgate.keys import Key
 from wsgate.log import logger
 from wsgate.media import Media
@@ -39,6 +42,7 @@ from wsgate.sip.names import Names
 from wsgate.sip.registrar import Registrar
 from wsgate.sip.targets import BackendSettings
 from wsgate.sip.transaction import TransactionSettings
+from wsgate.ws.handshake import Refusal
 
 MEMORY_CHECK_SECONDS = 1.0
 """How often memory is compared with memory_high, and the addresses that TURN refuses with those of the backends."""
@@ -65,6 +69,7 @@ class Gateway:
         self._backend_settings: dict[str, BackendSettings] = dict(configuration.backends)
         self._directory = Directory(configuration.sip.reconnect_grace)
         self._digest = self._new_digest(configuration, files)
+        self._admission = Admission(configuration.identity, _jwt_keys(configuration, files), time.time)
         self._resolver = Resolver(
             configuration.dns,
             self._counters,
@@ -116,10 +121,11 @@ class Gateway:
     def reload(self, configuration: Configuration, files: Files) -> None:
         """Take certificates, users, secrets, backends and the settings of the web pages anew, keep all connections.
 
-        What shapes sockets and tables ([sip], [limits], [websocket] path) counts from the next start. Raises
-        WsgateError and then keeps what was.
+        What shapes sockets and tables ([sip], [limits], [websocket] path, [identity] forward_headers) counts from the
+        next start. Raises WsgateError and then keeps what was.
         """
         users = _users(configuration, files)
+        jwt_keys = _jwt_keys(configuration, files)
         for listener in self._listeners:
             settings = configuration.listeners.get(listener.name)
             context = self._contexts.get(listener.name)
@@ -131,6 +137,10 @@ class Gateway:
         if self._media is not None and configuration.turn is not None:
             self._media.reload(configuration.turn, files)
         self._digest.users = users
+        forward_headers = self._configuration.identity.forward_headers
+        identity = dataclasses.replace(configuration.identity, forward_headers=forward_headers)
+        configuration = dataclasses.replace(configuration, identity=identity)
+        self._admission = Admission(identity, jwt_keys, time.time)
         self._backend_settings.clear()
         self._backend_settings.update(configuration.backends)
         self._resolver.serve(self._backend_settings)
@@ -182,7 +192,11 @@ class Gateway:
             registrar=registrar,
             random_bytes=os.urandom,
             counters=self._counters,
+            protected_headers=configuration.identity.protected_headers,
         )
+
+    def _admit(self, fields: tuple[tuple[str, str], ...], query: str) -> Admitted | Refusal:
+        return self._admission.judge(fields, query, now())
 
     def _new_digest(self, configuration: Configuration, files: Files) -> Digest:
         return Digest(
@@ -228,6 +242,7 @@ class Gateway:
             self._signalling,
             self._web,
             self._counters,
+            self._admit,
         )
 
     def _new_media(self, configuration: Configuration, files: Files) -> Media | None:
@@ -365,6 +380,17 @@ def _users(configuration: Configuration, files: Files) -> Users:
             return parse_users(file.read())
     except (OSError, ValueError, CredentialsError) as error:
         raise ConfigurationError(f"cannot use {name}: {error}", section="registrar", option="users") from None
+
+
+def _jwt_keys(configuration: Configuration, files: Files) -> tuple[VerificationKey, ...]:
+    name = configuration.identity.jwt_keys
+    if not name:
+        return ()
+    try:
+        with open(files.path(name), "rb") as file:
+            return parse_keys(file.read())
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"cannot use {name}: {error}", section="identity", option="jwt_keys") from None
 
 
 def _optional(files: Files, name: str) -> str:

@@ -14,11 +14,12 @@ from wsgate.net.backend import BackendSockets
 from wsgate.net.clock import LoopTimer, now
 from wsgate.net.resolver import Resolver
 from wsgate.net.stream import Upgrade, WebSocketStream
-from wsgate.sip.contexts import Resolve
+from wsgate.sip.contexts import Disconnect, Resolve
 from wsgate.sip.edge import Edge, Effect
 from wsgate.sip.flow import Flow
 from wsgate.sip.targets import Target
 from wsgate.sip.transaction import Send
+from wsgate.ws.frames import CloseCode
 
 
 class ResolvedBackends:
@@ -60,9 +61,11 @@ class Signalling:
 
     def opened(self, stream: WebSocketStream, upgrade: Upgrade) -> None:
         """A browser's WebSocket is open."""
-        flow = self._edge.flow_opened(upgrade.remote, upgrade.secure, _host(upgrade))
+        flow = self._edge.flow_opened(upgrade.remote, upgrade.secure, _host(upgrade), upgrade.admitted)
         stream.flow = flow
         self._streams[flow.id] = stream
+        if flow.identity is not None:
+            self._timer.arm(self._edge.next_timer())
 
     def message(self, stream: WebSocketStream, data: bytes) -> None:
         """One message of a browser."""
@@ -102,6 +105,8 @@ class Signalling:
                 self._send(effect)
             elif isinstance(effect, Resolve):
                 gevent.spawn(self._resolve, effect.backend)
+            elif isinstance(effect, Disconnect):
+                self._disconnect(effect)
             elif self.backends is not None:
                 self.backends.connect(effect.hop)
         self._timer.arm(self._edge.next_timer())
@@ -126,6 +131,12 @@ class Signalling:
                 self._counters.count("sip_sends_to_closed_flows")
         elif self.backends is not None:
             self.backends.send(effect.hop, effect.data)
+
+    def _disconnect(self, effect: Disconnect) -> None:
+        stream = self._streams.get(effect.connection)
+        if stream is not None:
+            logger.info("%s is disconnected: %s", stream.remote, effect.reason)
+            stream.close(CloseCode.POLICY_VIOLATION, effect.reason)
 
     def _resolve(self, backend: str) -> None:
         found = self._resolver.resolve(backend)

@@ -23,7 +23,7 @@ from wsgate.metrics import Counters
 from wsgate.net import forwarded
 from wsgate.net.clock import now
 from wsgate.net.stream import FlowHandler, Streams
-from wsgate.net.upgrade import Accepted, HeadTimeout, HttpServer
+from wsgate.net.upgrade import Accepted, Admit, HeadTimeout, HttpServer, admit_all
 from wsgate.settings import ADDRESS, ADDRESSES, BOOLEAN, NETWORKS, TEXT, Switch, choice, option, optional
 from wsgate.ws.connection import WebSocketSettings
 
@@ -90,8 +90,12 @@ class Listener:
         flow_handler: FlowHandler,
         wsgi_application: Callable[..., Any],
         counters: Counters,
+        admit: Admit = admit_all,
     ) -> None:
-        """`sockets` are bound and listen already; `tls_context_provider` gives the context for the next connection."""
+        """`sockets` are bound and listen already; `tls_context_provider` gives the context for the next connection.
+
+        `admit` judges the identity of an upgrade.
+        """
         self.name = name
         self.streams = Streams(websocket_settings, guard, flow_handler, counters)
         self._settings = settings
@@ -99,7 +103,7 @@ class Listener:
         self._tls_context_provider = tls_context_provider
         self._guard = guard
         self._counters = counters
-        self._http = HttpServer(wsgi_application, lambda: self.streams.settings, guard, counters)
+        self._http = HttpServer(wsgi_application, lambda: self.streams.settings, guard, counters, admit)
         self._acceptors: list[gevent.Greenlet] = []
         self._serving = Group()
         self._spare: int | None = None

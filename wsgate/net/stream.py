@@ -17,6 +17,7 @@ from gevent import get_hub, ssl
 
 from wsgate.addr import Address
 from wsgate.guard import Guard, MessageRate, Verdict
+from wsgate.identity import Admitted
 from wsgate.log import logger
 from wsgate.metrics import Counters
 from wsgate.net.clock import LoopTimer, now
@@ -48,6 +49,8 @@ class Upgrade(NamedTuple):
     """Host asked for, lower case, with port if given."""
     headers: tuple[tuple[str, str], ...]
     """Name and value of every field of the GET."""
+    admitted: Admitted = Admitted()
+    """The identity that it showed, where one is asked for, and the header lines for backends."""
 
 
 class FlowHandler(Protocol):

@@ -17,6 +17,7 @@ from geventwebsocket.handler import WebSocketHandler
 
 from wsgate.addr import Address, Network
 from wsgate.guard import RETRY_AFTER, Guard
+from wsgate.identity import Admitted
 from wsgate.log import escaped, logger
 from wsgate.metrics import Counters
 from wsgate.net.clock import now
@@ -51,6 +52,15 @@ _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _REQUEST_LINE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+ /[\x21-\x7e\x80-\xff]* HTTP/1\.[01]\r?\n")
 _OVERLOADED = Refusal("503 Service Unavailable", "overloaded", (("Retry-After", str(RETRY_AFTER)),))
 _TOO_FAST = Refusal("503 Service Unavailable", "too many connections", (("Retry-After", "1"),))
+
+
+Admit = Callable[[tuple[tuple[str, str], ...], str], Admitted | Refusal]
+"""What judges the identity of an upgrade by its header fields and its query."""
+
+
+def admit_all(_fields: tuple[tuple[str, str], ...], _query: str) -> Admitted:
+    """Where no identity is asked for."""
+    return Admitted()
 
 
 class HeadError(ValueError):
@@ -201,6 +211,7 @@ class HttpServer(WSGIServer):  # type: ignore[misc]
         settings: Callable[[], WebSocketSettings],
         guard: Guard,
         counters: Counters,
+        admit: Admit = admit_all,
     ) -> None:
         super().__init__(
             ("127.0.0.1", 0), application, log=None, error_log=None, environ={"SERVER_NAME": "", "SERVER_PORT": ""}
@@ -208,6 +219,7 @@ class HttpServer(WSGIServer):  # type: ignore[misc]
         self.settings = settings
         self.guard = guard
         self.counters = counters
+        self.admit = admit
         self.logger = logger
 
     def serve(self, accepted: Accepted) -> Taken | None:
@@ -308,6 +320,11 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
         if against is not None:
             self._refuse(against)
             return
+        # Last, for it is the dearest: a signature may have to be verified.
+        admitted = self.server.admit(fields, self.path.partition("?")[2])
+        if isinstance(admitted, Refusal):
+            self._refuse(admitted)
+            return
         self.application = _SipOnly
         # Judged above as a list (rule H1); gevent-websocket knows a single word only.
         self.environ["HTTP_UPGRADE"] = "websocket"
@@ -317,7 +334,7 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
         self.websocket.raw_write = self.websocket.raw_read = self.websocket.stream = None
         self.close_connection = True
         self.write(b"")
-        upgrade = Upgrade(self._relayed.remote, self._accepted.secure, host, fields)
+        upgrade = Upgrade(self._relayed.remote, self._accepted.secure, host, fields, admitted)
         self.taken = Taken(self.socket, self.rfile.take(), upgrade)
         self.socket = None
 

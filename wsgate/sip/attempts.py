@@ -129,7 +129,7 @@ class Attempts:
             if not usable:
                 self._counters.count("sip_acks_without_target")
                 return
-            hop, local = self._stray_hop(branch, usable[0], len(stray.message.data) + ADDED_BYTES, now)
+            hop, local = self._stray_hop(branch, usable[0], _size(stray.message, stray.leg, branch), now)
         effects.append(Send(hop, self._compose(stray.message, stray.leg, branch, hop, local)[0]))
 
     def resolved(self, backend: str, now: float, effects: list[Effect]) -> list[Branch]:
@@ -200,7 +200,7 @@ class Attempts:
             return self._send_by_web(branch, target, now, effects)
         hop = Hop(target.transport, target.address)
         if target.transport is Transport.UDP:
-            size = len(branch.context.message.data) + ADDED_BYTES
+            size = _size(branch.context.message, branch.context.leg, branch)
             if self._is_too_large(branch.backend, target.address, size, now):
                 if size <= MAX_DATAGRAM_BYTES:
                     branch.fallback = target
@@ -272,6 +272,7 @@ class Attempts:
             breadth=branch.breadth,
             contacts=self._contacts(message, departure) if mode is not ContactMode.PATH else None,
             with_path=mode is not ContactMode.CONTACT,
+            forwarded=_forwarded(leg, branch),
         )
         return data, via_branch
 
@@ -312,6 +313,16 @@ class Attempts:
         if target.transport is Transport.UDP and self._is_too_large(branch.backend, target.address, size, now):
             return Hop(Transport.TCP, target.address), None
         return Hop(*place), None
+
+
+def _forwarded(leg: Leg, branch: Branch) -> tuple[tuple[bytes, bytes], ...]:
+    """The header lines of the caller's upgrade: for configured backends, never for browsers or direct targets."""
+    return leg.flow.forwarded if leg.flow is not None and branch.flow is None and branch.backend else ()
+
+
+def _size(message: Message, leg: Leg, branch: Branch) -> int:
+    """The bytes that a request will have when it leaves, at most (rule I4)."""
+    return len(message.data) + ADDED_BYTES + sum(len(name) + len(value) + 4 for name, value in _forwarded(leg, branch))
 
 
 def _is_wanted(branch: Branch) -> bool:

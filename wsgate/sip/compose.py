@@ -119,10 +119,12 @@ class Composer:
         breadth: int | None = None,
         contacts: Changes | None = None,
         with_path: bool = True,
+        forwarded: tuple[tuple[bytes, bytes], ...] = (),
     ) -> bytes:
         """The bytes for one target. `uri` replaces the Request-URI, `routes` are put on top of what Route remains.
 
         `contacts` are the Contact values of a REGISTER to be replaced (rule R5); without `with_path` it gets no Path.
+        `forwarded` are header lines of the caller's upgrade.
         """
         edit = Edit(message)
         if uri is not None and uri != message.uri:
@@ -148,6 +150,8 @@ class Composer:
             edit.insert_first(b"Record-Route", *record_routes(arrival, departure))
         if message.header(b"content-length") is None:
             edit.append(b"Content-Length", b"%d" % len(message.body))
+        for name, value in forwarded:
+            edit.append(name, value)
         return edit.build()
 
     def _path(self, edit: Edit, message: Message, arrival: Leg, departure: Leg) -> None:

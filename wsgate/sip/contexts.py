@@ -38,6 +38,13 @@ class Retain(NamedTuple):
     response: Message
 
 
+class Disconnect(NamedTuple):
+    """Close a browser's connection with 1008 and this reason (rule H3)."""
+
+    connection: bytes
+    reason: str
+
+
 class Orphaned(NamedTuple):
     """A 2xx came for an INVITE whose browser is gone (rule D4)."""
 

@@ -13,12 +13,14 @@ from collections.abc import Iterable, Mapping
 from wsgate.addr import Address, Hop
 from wsgate.directory import Directory, Registration
 from wsgate.errors import ProtocolError
+from wsgate.identity import Admitted
 from wsgate.metrics import Counters
 from wsgate.sip.compose import Leg, LoopDetection, shows_outbound
-from wsgate.sip.contexts import Branch, Connect, Context, Orphaned, Resolve, Retain, Stray
+from wsgate.sip.contexts import Branch, Connect, Context, Disconnect, Orphaned, Resolve, Retain, Stray
 from wsgate.sip.dialogs import DialogTable
 from wsgate.sip.flow import Flow, FlowTable, RandomBytes
 from wsgate.sip.forwarding import RETRY_AFTER_SECONDS, Forwarding
+from wsgate.sip.identities import Identities
 from wsgate.sip.journal import Journal
 from wsgate.sip.message import Message, response_to
 from wsgate.sip.names import Names
@@ -53,7 +55,10 @@ from wsgate.sip.transaction import (
     TransactionSettings,
 )
 
-Effect = Send | Resolve | Connect
+Effect = Send | Resolve | Connect | Disconnect
+
+ADMITTED = Admitted()
+"""An upgrade of which nothing was asked and nothing is forwarded."""
 
 
 class Edge:
@@ -73,6 +78,7 @@ class Edge:
         registrar: Registrar | None,
         random_bytes: RandomBytes,
         counters: Counters,
+        protected_headers: frozenset[bytes] = frozenset(),
     ) -> None:
         self.draining = False
         self._journal: Journal | None = None
@@ -83,7 +89,7 @@ class Edge:
         self._random_bytes = random_bytes
         self._counters = counters
         self._dialogs = DialogTable(dialogs_limit, settings.dialog_lifetime)
-        self._screening = Screening(settings, flows.tokens, self._dialogs, backends, counters)
+        self._screening = Screening(settings, flows.tokens, self._dialogs, backends, counters, protected_headers)
         self._services = Services(registrar, flows, directory, counters)
         self._tracker = Tracker(self._dialogs, flows.tokens)
         self._layer = TransactionLayer(transactions, counters)
@@ -91,6 +97,7 @@ class Edge:
         self._proxy = Proxy(
             settings, backend_settings, names, flows, self._dialogs, backends, directory, loops.is_looped
         )
+        self._identities = Identities(self._dialogs, self._proxy, counters)
         self._forwarding = Forwarding(
             settings,
             backend_settings,
@@ -109,9 +116,11 @@ class Edge:
 
     # What happens outside
 
-    def flow_opened(self, remote: Address, secure: bool, host: Address) -> Flow:
-        """A browser's WebSocket is open. `host` is the host and port its upgrade asked for."""
+    def flow_opened(self, remote: Address, secure: bool, host: Address, admitted: Admitted = ADMITTED) -> Flow:
+        """A browser's WebSocket is open. `host` is what its upgrade asked for, `admitted` what it showed of itself."""
         flow = self._flows.open(remote, secure, host)
+        flow.identity, flow.forwarded = admitted
+        self._identities.opened(flow)
         self._directory.flow_opened(flow.id)
         return flow
 
@@ -120,6 +129,7 @@ class Edge:
         flow = self._flows.close(connection)
         if flow is None:
             return []
+        self._identities.closed(connection)
         self._orphans.flow_closed(connection, now)
         self._directory.flow_closed(connection, now)
         return self._run(self._layer.transport_failed(flow.hop, now, "the browser's connection is gone"), now)
@@ -183,6 +193,7 @@ class Edge:
             self._layer.next_timer(),
             self._forwarding.next_timer(),
             self._orphans.next_timer(),
+            self._identities.next_timer(),
             self._dialogs.next_timer(),
             self._directory.next_timer(),
         )
@@ -193,6 +204,7 @@ class Edge:
         effects: list[object] = list(self._layer.handle_timer(now))
         effects += self._forwarding.handle_timer(now)
         effects += self._orphans.handle_timer(now)
+        effects += self._identities.handle_timer(now)
         forgotten = self._dialogs.handle_timer(now)
         if forgotten:
             self._counters.count("sip_dialogs_forgotten", forgotten)
@@ -283,7 +295,7 @@ class Edge:
         queue: deque[object] = deque(effects)
         while queue:
             effect = queue.popleft()
-            if isinstance(effect, Send | Resolve | Connect):
+            if isinstance(effect, Send | Resolve | Connect | Disconnect):
                 outside.append(effect)
             elif isinstance(effect, RequestReceived):
                 queue.extend(self._handle_request(effect.server, effect.message, effect.hop, now))
@@ -313,7 +325,7 @@ class Edge:
         try:
             decision = self._proxy.decide(message, arrival, now)
             if not isinstance(decision, Answer):
-                decision = self._refusal(message, arrival) or decision
+                decision = self._refusal(message, arrival, now) or decision
             if isinstance(decision, ToService):
                 branches = self._services.serve(decision, message, arrival, now)
             else:
@@ -338,7 +350,8 @@ class Edge:
         # Rule I7: an ACK is never answered; what may not go on is dropped and counted.
         arrival, leg = self._arrival(hop)
         try:
-            decision = self._proxy.decide(message, arrival, now)
+            against = self._identities.refusal(message, arrival.flow, now)
+            decision = against or self._proxy.decide(message, arrival, now)
             if isinstance(decision, ToService):
                 branches = self._services.serve(decision, message, arrival, now)
             else:
@@ -351,8 +364,11 @@ class Edge:
         self._tracker.request(message, now, may_change_target=False)
         return self._forwarding.stray(Stray(message, leg, branches[0]), now)
 
-    def _refusal(self, message: Message, arrival: Arrival) -> Answer | None:
-        """No new dialog while the table is full or the worker drains (dialog table, table A)."""
+    def _refusal(self, message: Message, arrival: Arrival, now: float) -> Answer | None:
+        """Nothing against the identity of the flow, no new dialog while the table is full or we drain (table A)."""
+        against = self._identities.refusal(message, arrival.flow, now)
+        if against is not None:
+            return against
         if message.method not in BEGINNERS or message.to_tag:
             return None
         if self.draining:

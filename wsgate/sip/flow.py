@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from wsgate.addr import Address, Hop, Transport
+from wsgate.identity import Identity
 from wsgate.keys import Key
 
 TOKEN_VERSION = 1
@@ -83,9 +84,13 @@ class FlowTokens:
 
 
 class Flow:
-    """One browser connection: who it is, how it was reached, what it has shown."""
+    """One browser connection: who it is, how it was reached, what it has shown.
 
-    __slots__ = ("host", "id", "is_open", "outbound", "remote", "secure", "token")
+    `identity` and `forwarded` are what its upgrade gave: whose requests may come through it (None: anybody's), and the
+    header lines for backends.
+    """
+
+    __slots__ = ("forwarded", "host", "id", "identity", "is_open", "outbound", "remote", "secure", "token")
 
     def __init__(self, connection: bytes, token: bytes, remote: Address, secure: bool, host: Address) -> None:
         self.id = connection
@@ -95,6 +100,8 @@ class Flow:
         self.host = host
         self.outbound = False
         self.is_open = True
+        self.identity: Identity | None = None
+        self.forwarded: tuple[tuple[bytes, bytes], ...] = ()
 
     @property
     def hop(self) -> Hop:

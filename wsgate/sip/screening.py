@@ -29,7 +29,10 @@ class Screening:
         dialogs: DialogTable,
         backends: Backends,
         counters: Counters,
+        protected_headers: frozenset[bytes] = frozenset(),
     ) -> None:
+        """`protected_headers`, in lower case, are those that nobody but wsgate writes ([identity] forward_headers)."""
+        self._protected_headers = protected_headers
         self._settings = settings
         self._tokens = tokens
         self._dialogs = dialogs
@@ -49,7 +52,20 @@ class Screening:
             self._counters.count("sip_bytes_behind_body")
         if message.body_start > self._settings.max_header_bytes and not message.flaw:
             message.flaw = "headers too large"
-        return message
+        return self._unforged(message) if self._protected_headers else message
+
+    def _unforged(self, message: Message) -> Message:
+        """Without the headers that stand for an upgrade: no client may claim them, no answer give them away."""
+        names = [name for name in self._protected_headers if message.header(name) is not None]
+        if not names:
+            return message
+        self._counters.count("sip_protected_headers_removed")
+        edit = Edit(message)
+        for name in names:
+            edit.remove(name)
+        edited = Message.parse(edit.build())
+        edited.flaw = message.flaw or edited.flaw
+        return edited
 
     def is_trusted(self, host: str) -> bool:
         """True for an address of a configured backend and of trusted_sources (rule N6)."""
