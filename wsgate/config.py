@@ -134,6 +134,11 @@ class Configuration:
         """The domains that the embedded registrar serves, as in the file."""
         return tuple(domain for domain, backend in self.backends.items() if backend.target == EMBEDDED)
 
+    @property
+    def tls_listener(self) -> str:
+        """The first listener with TLS, whose certificate [sip] tls_bind shows; empty where there is none."""
+        return next((name for name, listener in self.listeners.items() if listener.tls is not Switch.OFF), "")
+
     def endpoints(self) -> tuple[Endpoint, ...]:
         """Every socket of this configuration, in the order of the file."""
         return tuple(endpoint for endpoint, _ in _endpoints(self))
@@ -330,6 +335,8 @@ def _endpoints(configuration: Configuration) -> Iterator[tuple[Endpoint, tuple[s
         for address in configuration.turn.udp:
             yield Endpoint("turn-udp", "turn", address), ("turn", "udp")
 
+    for address in configuration.sip.tls_bind:
+        yield Endpoint("sip-tls", "sip", address), ("sip", "tls_bind")
 
 def _file_references(configuration: Configuration) -> Iterator[FileReference]:
     yield FileReference("wsgate", "key_file", configuration.process.key_file)
@@ -416,6 +423,14 @@ def _check_binds(configuration: Configuration) -> None:
     for endpoint, (section, option_name) in _endpoints(configuration):
         try:
             ipaddress.ip_address(endpoint.address.host)
+    if configuration.sip.tls_bind and not configuration.tls_listener:
+        raise ConfigurationError(
+            "SIP over TLS shows the certificate of the first [listener ...] with TLS, and there is none",
+            file=path,
+            section="sip",
+            option="tls_bind",
+            allowed="empty, or a listener with tls = on",
+        )
         except ValueError:
             problem = f"{endpoint.address.host!r} is no IP address"
             raise ConfigurationError(
@@ -461,6 +476,9 @@ def _check_backends(configuration: Configuration) -> None:
 
 def _check_ranges(configuration: Configuration) -> None:
     path, registrar, turn = configuration.path, configuration.registrar, configuration.turn
+        if backend.client_private_key and not backend.client_certificate:
+            problem = "a private key needs its certificate"
+            raise ConfigurationError(problem, **place, option="client_certificate", allowed="a PEM file")
     if registrar.min_expires > registrar.max_expires:
         raise ConfigurationError(
             "min_expires is above max_expires", file=path, section="registrar", option="min_expires"

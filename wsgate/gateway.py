@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 import gevent
 import psutil
+from gevent import ssl
 
 from wsgate import keys, web
 from wsgate.addr import Address, canonical_host
@@ -27,11 +28,11 @@ from wsgate.log import logger
 from wsgate.media import Media
 from wsgate.metrics import Counters
 from wsgate.net.backend import BackendLimits, BackendSockets
-from wsgate.net.backend_stream import StreamLimits
+from wsgate.net.backend_codec import StreamLimits
 from wsgate.net.clock import now
 from wsgate.net.listener import Listener
 from wsgate.net.resolver import Resolver
-from wsgate.net.tls import ServerContext
+from wsgate.net.tls import ClientContexts, ServerContext
 from wsgate.settings import Switch
 from wsgate.signalling import ResolvedBackends, Signalling
 from wsgate.sip.digest import Digest
@@ -40,6 +41,7 @@ from wsgate.sip.flow import FlowTable, FlowTokens
 from wsgate.sip.gruu import TemporaryGruus
 from wsgate.sip.names import Names
 from wsgate.sip.registrar import Registrar
+from wsgate.sip.proxy import SipSettings
 from wsgate.sip.targets import BackendSettings
 from wsgate.sip.transaction import TransactionSettings
 from wsgate.ws.handshake import Refusal
@@ -78,10 +80,10 @@ class Gateway:
         )
         self._edge = self._new_edge(configuration)
         self._signalling = Signalling(self._edge, self._resolver, self._counters)
-        self._backends = self._new_backend_sockets()
+        self._contexts: dict[str, ServerContext] = {}
+        self._backends = self._new_backend_sockets(files)
         self._signalling.backends = self._backends
         self._web = web.WebApplication(configuration, web.phone_files(), self.status, self._counters, self._turn_port)
-        self._contexts: dict[str, ServerContext] = {}
         self._listeners = [self._new_listener(name, files) for name in configuration.listeners]
         self._media = self._new_media(configuration, files)
         self._housekeeper: gevent.Greenlet | None = None
@@ -132,6 +134,7 @@ class Gateway:
             if settings is None:
                 continue
             if context is not None and settings.certificate:
+        client_contexts = _client_contexts(configuration, files)
                 context.reload(files.path(settings.certificate), _optional(files, settings.private_key))
             listener.reload(settings, configuration.websocket)
         if self._media is not None and configuration.turn is not None:
@@ -144,7 +147,7 @@ class Gateway:
         self._backend_settings.clear()
         self._backend_settings.update(configuration.backends)
         self._resolver.serve(self._backend_settings)
-        self._backends.reload()
+        self._backends.reload(client_contexts)
         self._web.configuration = configuration
         self._configuration = configuration
 
@@ -207,7 +210,12 @@ class Gateway:
             time.time() - now(),
         )
 
-    def _new_backend_sockets(self) -> BackendSockets:
+    def _new_backend_sockets(self, files: Files) -> BackendSockets:
+        certified = self._configuration.tls_listener
+
+        def server_context() -> ssl.SSLContext:
+            return self._contexts[certified]()
+
         return BackendSockets(
             self._sockets("sip-udp"),
             self._sockets("sip-tcp"),
@@ -245,6 +253,9 @@ class Gateway:
             self._admit,
         )
 
+            contexts=_client_contexts(self._configuration, files),
+            tls_listeners=self._sockets("sip-tls"),
+            server_context=server_context,
     def _new_media(self, configuration: Configuration, files: Files) -> Media | None:
         if configuration.turn is None:
             return None
@@ -279,13 +290,7 @@ class Gateway:
 
     def _own_names(self, configuration: Configuration) -> Names:
         settings = configuration.sip
-        bound = [sock.getsockname()[:2] for sock in self._sockets("sip-udp")]
-        advertise = []
-        for host, port in bound:
-            named = [own for own in settings.advertise or () if (":" in own) == (":" in host)]
-            choice = named or ([host] if host not in WILDCARDS else self._hosts)
-            family = [own for own in choice if (":" in own) == (":" in host)]
-            advertise += [Address(own, port) for own in family[:1]]
+        advertise = self._advertised(settings, "sip-udp")
         if not advertise:
             advertise = [Address(host, 5060) for host in self._hosts[:1]]
         public = settings.public or self._auto_public(configuration, advertise[0].host)
@@ -293,7 +298,24 @@ class Gateway:
             logger.info("[sip] advertise is %s", ", ".join(map(str, advertise)))
         if settings.public is None:
             logger.info("[sip] public is %s", public)
-        return Names(advertise=advertise, public=public, aliases=settings.aliases, listeners=self._own_addresses())
+        return Names(
+            advertise=advertise,
+            advertise_tls=self._advertised(settings, "sip-tls"),
+            public=public,
+            aliases=settings.aliases,
+            listeners=self._own_addresses(),
+        )
+
+    def _advertised(self, settings: SipSettings, kind: str) -> list[Address]:
+        """What backends see of these sockets: a name of `advertise` in the family of each, else its own address."""
+        found = []
+        for sock in self._sockets(kind):
+            host, port = sock.getsockname()[:2]
+            named = [own for own in settings.advertise or () if (":" in own) == (":" in host)]
+            choice = named or ([host] if host not in WILDCARDS else self._hosts)
+            family = [own for own in choice if (":" in own) == (":" in host)]
+            found += [Address(own, port) for own in family[:1]]
+        return found
 
     def _auto_public(self, configuration: Configuration, host: str) -> Address:
         """The first listener with TLS, else the first of all, by a name of its own where it is bound to one."""
@@ -395,3 +417,16 @@ def _jwt_keys(configuration: Configuration, files: Files) -> tuple[VerificationK
 
 def _optional(files: Files, name: str) -> str:
     return files.path(name) if name else ""
+def _client_contexts(configuration: Configuration, files: Files) -> ClientContexts:
+    """The contexts towards TLS and WSS backends; files that cannot be used are told now, not at the first call."""
+    contexts = ClientContexts(files.path)
+    for domain, backend in configuration.backends.items():
+        names = (backend.ca_file, backend.client_certificate, backend.client_private_key)
+        if any(names):
+            try:
+                contexts.get(*names, checks_name=False)
+            except StartError as error:
+                raise ConfigurationError(str(error), section=f"backend {domain}") from None
+    return contexts
+
+

@@ -7,22 +7,26 @@ import itertools
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gevent
 import pytest
+from gevent import socket as gevent_socket
 from gevent import ssl
 from gevent.pywsgi import WSGIServer
 from gevent.server import StreamServer
 from geventwebsocket.handler import WebSocketHandler
 
+from tests.certificates import Authority
 from wsgate.addr import Address, Hop, Transport
 from wsgate.certificate import self_signed
 from wsgate.metrics import Counters
-from wsgate.net import backend_stream
+from wsgate.net import backend_codec, backend_stream
 from wsgate.net.backend import BackendLimits, BackendSockets
-from wsgate.net.backend_stream import StreamLimits
+from wsgate.net.backend_codec import StreamLimits
 from wsgate.net.datagram import DATAGRAMS_PER_TURN
+from wsgate.net.tls import ClientContexts, client_context, server_context
 from wsgate.sip.targets import BackendSettings, Target
 from wsgate.ws.connection import WebSocketSettings
 
@@ -54,8 +58,8 @@ class World:
 
     def __init__(self, **settings: Any) -> None:
         udp = settings.pop("udp", None) or [bound(socket.SOCK_DGRAM)]
-        listeners = [bound(socket.SOCK_STREAM)]
-        self.udp, self.tcp = address(udp[0]), address(listeners[0])
+        listeners = [bound(socket.SOCK_STREAM), bound(socket.SOCK_STREAM)]
+        self.udp, self.tcp, self.tls = address(udp[0]), *map(address, listeners)
         self.received: list[tuple[Hop, bytes, Address]] = []
         self.connected: list[tuple[Hop, Address]] = []
         self.failed: list[tuple[Hop, str]] = []
@@ -64,13 +68,14 @@ class World:
         self.counters = Counters()
         self.sockets = BackendSockets(
             udp,
-            listeners,
+            listeners[:1],
             self.receive,
             lambda *told: self.connected.append(told),
             lambda *told: self.failed.append(told),
             self.find,
             lambda host: self.allowed,
             self.counters,
+            tls_listeners=listeners[1:],
             **settings,
         )
         self.sockets.start()
@@ -435,7 +440,7 @@ def test_a_queue_is_sent_on_when_the_peer_reads_again(make: Make) -> None:
 
 
 def test_keep_alive_on_outgoing_connections(make: Make, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend_stream, "KEEP_ALIVE_SECONDS", (0.1, 0.2))
+    monkeypatch.setattr(backend_codec, "KEEP_ALIVE_SECONDS", (0.1, 0.2))
     world, server = make(), start(Server)
     world.sockets.connect(Hop(Transport.TCP, server.address))
     with socket.create_connection(world.tcp) as incoming:
@@ -504,7 +509,10 @@ def test_tls_verifies_and_names_the_domain(make: Make, start: Start, tls_files: 
     ("settings", "reason"),
     [
         ({}, "certificate refused"),
-        ({"server_name": "other.example.com"}, "certificate refused: Hostname mismatch"),
+        (
+            {"server_name": "other.example.com"},
+            "certificate refused: it is for pbx.example.com, not for other.example.com",
+        ),
         ({"ca_file": "/nonexistent.pem"}, "cannot read the CA file"),
     ],
 )
@@ -530,6 +538,165 @@ def test_only_targets_of_backends_get_tls_and_websockets(make: Make, transport: 
     hop = Hop(transport, Address("127.0.0.1", 9))
     world.sockets.send(hop, REQUEST)
     until(lambda: world.failed == [(hop, "not a target of a backend")])
+
+
+@pytest.mark.parametrize(
+    ("names", "domain", "accepted"),
+    [
+        (["sip:pbx.example.com"], NAME, True),
+        (["host.example.com", "sip:PBX.example.com"], NAME, True),
+        (["PBX.Example.Com"], NAME, True),
+        (["*.example.com"], NAME, False),
+        (["sip:bob@pbx.example.com"], NAME, False),
+        (["sips:pbx.example.com"], NAME, False),
+        (["https://pbx.example.com/"], NAME, False),
+        (["127.0.0.1"], "127.0.0.1", True),
+        (["sip:127.0.0.1"], "127.0.0.1", False),
+    ],
+)
+def test_n1_a_certificate_must_be_that_of_the_sip_domain(
+    make: Make, start: Start, tmp_path: Path, names: list[str], domain: str, accepted: bool
+) -> None:
+    """RFC 5922 §7: SIP URIs and DNS names, no wildcard; `server_name` stands for another domain."""
+    authority = Authority(tmp_path)
+    server = start(Server, **authority.issue(*names)._asdict())
+    world = make()
+    hop = Hop(Transport.TLS, server.address)
+    world.targets[hop[:2]] = BackendSettings(ca_file=authority.ca_file, server_name=domain)
+    world.sockets.send(hop, REQUEST)
+    until(lambda: world.failed or server.data)
+    if accepted:
+        assert (world.failed, server.data) == ([], REQUEST)
+    else:
+        assert "certificate refused: it is for " in world.failed[0][1]
+        assert server.data == b""
+
+
+def test_wss_names_are_judged_as_https_does(make: Make, start: Start, tmp_path: Path) -> None:
+    """RFC 7118 §9.1: a wildcard counts for a WebSocket server."""
+    authority = Authority(tmp_path)
+    app = start(WebSocketApp, **authority.issue("*.example.com")._asdict())
+    world = make()
+    hop = Hop(Transport.WSS, app.address)
+    world.targets[hop[:2]] = BackendSettings(ca_file=authority.ca_file)
+    world.sockets.connect(hop)
+    until(lambda: world.connected)
+    world.targets[hop[:2]] = BackendSettings(ca_file=authority.ca_file, server_name="other.example.org")
+    app.sockets[0].close()
+    until(lambda: world.failed)
+    world.sockets.send(hop, REQUEST)
+    until(lambda: len(world.failed) == 2)
+    assert "Hostname mismatch" in world.failed[1][1]
+
+
+def test_a_client_certificate_is_shown_to_the_backend_that_asks(make: Make, start: Start, tmp_path: Path) -> None:
+    """client_certificate, client_private_key; the name in the ini file is found where the supervisor put the file."""
+    authority = Authority(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_verify_locations(authority.ca_file)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_cert_chain(*authority.issue(NAME))
+    server = start(Server, ssl_context=context)
+    certificate, key = authority.issue("gate.example.com")
+    places = {"ca.pem": authority.ca_file, "gate.pem": certificate, "gate.key": key}
+    world = make(contexts=ClientContexts(places.__getitem__))
+    hop = Hop(Transport.TLS, server.address)
+    world.targets[hop[:2]] = BackendSettings(ca_file="ca.pem")
+    world.sockets.send(hop, REQUEST)
+    until(lambda: world.failed)
+    world.targets[hop[:2]] = BackendSettings(
+        ca_file="ca.pem", client_certificate="gate.pem", client_private_key="gate.key"
+    )
+    world.sockets.send(hop, REQUEST)
+    until(lambda: server.data == REQUEST)
+    shown = server.connections[-1].getpeercert()
+    assert ("DNS", "gate.example.com") in shown["subjectAltName"]
+
+
+def test_tls_in_and_the_answer_down_the_same_connection(make: Make, tmp_path: Path) -> None:
+    """[sip] tls_bind: a backend connects to us by TLS, whatever it says before the handshake is no SIP."""
+    authority = Authority(tmp_path)
+    context = server_context(*authority.issue("gate.example.com"))
+    world = make(server_context=lambda: context)
+    trusting = client_context(authority.ca_file)
+    with socket.create_connection(world.tls) as clear:
+        clear.sendall(REQUEST)
+        clear.setblocking(False)
+        until(lambda: _ended(clear))
+    plain = gevent_socket.create_connection(world.tls)
+    with trusting.wrap_socket(plain, server_hostname="gate.example.com") as peer:
+        peer.sendall(REQUEST * 1000)
+        until(lambda: len(world.received) == 1000)
+        hop, data, local = world.received[-1]
+        assert (hop.transport, data, local) == (Transport.TLS, REQUEST, world.tls)
+        world.sockets.send(hop, b"answer")
+        assert peer.recv(100) == b"answer"
+    until(lambda: world.failed == [(hop, "closed by the peer")])
+
+
+def test_tls_that_never_shakes_hands_ends_in_time(make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(backend_stream, "HANDSHAKE_TIMEOUT_SECONDS", 0.2)
+    context = server_context(*Authority(tmp_path).issue("gate.example.com"))
+    world = make(server_context=lambda: context)
+    with socket.create_connection(world.tls) as silent:
+        silent.setblocking(False)
+        until(lambda: _ended(silent), 5)
+    until(lambda: len(world.sockets) == 0)
+    assert world.failed == []
+
+
+# Reuse of connections
+
+
+def test_a_connection_that_a_server_opened_serves_both_ways_where_it_says_alias(make: Make, start: Start) -> None:
+    """RFC 5923: what goes to the server's own port takes the connection that came from it."""
+    world, server = make(), start(Server)
+    said = b"OPTIONS sip:x SIP/2.0\r\nVia: SIP/2.0/TCP pbx:%d;branch=z9hG4bK1%s\r\nl: 0\r\n\r\n"
+    hop = Hop(Transport.TCP, server.address)
+    with socket.create_connection(world.tcp) as peer, socket.create_connection(world.tcp) as other:
+        other.sendall(said % (server.address.port, b""))
+        until(lambda: len(world.received) == 1)
+        peer.sendall(said % (server.address.port, b";alias"))
+        until(lambda: len(world.received) == 2)
+        world.sockets.send(hop, REQUEST)
+        peer.settimeout(5)
+        assert peer.recv(1000) == REQUEST
+        assert server.connections == []
+        assert world.sockets.connection(hop) == (world.received[1][0], world.tcp)
+    until(lambda: len(world.sockets) == 0)
+    world.sockets.send(hop, REQUEST)  # the alias ended with its connection
+    until(lambda: server.data == REQUEST)
+
+
+def test_no_alias_for_a_stranger_nor_over_tls(make: Make, start: Start, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    context = server_context(*authority.issue("gate.example.com"))
+    world, server = make(server_context=lambda: context), start(Server)
+    said = b"OPTIONS sip:x SIP/2.0\r\nVia: SIP/2.0/TCP pbx:%d;branch=z9hG4bK1;alias\r\nl: 0\r\n\r\n"
+    trusting = client_context(authority.ca_file)
+    plain = gevent_socket.create_connection(world.tls)
+    with trusting.wrap_socket(plain, server_hostname="gate.example.com") as peer:
+        peer.sendall(said % server.address.port)
+        until(lambda: len(world.received) == 1)
+        assert world.sockets.connection(Hop(Transport.TLS, server.address)) is None
+    world.allowed = False
+    with socket.create_connection(world.tcp) as peer:
+        peer.sendall(said % server.address.port)
+        until(lambda: len(world.received) == 2)
+        assert world.sockets.connection(Hop(Transport.TCP, server.address)) is None
+
+
+def test_a_connection_to_what_is_no_backend_any_more_ends_when_idle(make: Make, start: Start) -> None:
+    """Changing answers of the DNS leave no connection behind, and none that is in use is taken away."""
+    world, kept, left = make(limits=BackendLimits(idle_seconds=0.1)), start(Server), start(Server)
+    for server in (kept, left):
+        world.targets[Transport.TCP, server.address] = BackendSettings()
+        world.sockets.connect(Hop(Transport.TCP, server.address))
+    until(lambda: len(world.connected) == 2)
+    del world.targets[Transport.TCP, left.address]
+    until(lambda: world.failed)
+    assert [(hop.address, reason) for hop, reason in world.failed] == [(left.address, "idle")]
+    assert world.sockets.connection(Hop(Transport.TCP, kept.address)) is not None
 
 
 # WebSocket in the client role

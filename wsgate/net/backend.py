@@ -17,13 +17,15 @@ import gevent
 from gevent import get_hub, ssl
 
 from wsgate.addr import Address, Hop, Transport, canonical_host
-from wsgate.errors import WsgateError
+from wsgate.errors import ProtocolError, StartError, WsgateError
 from wsgate.log import logger
 from wsgate.metrics import Counters
-from wsgate.net import tls
-from wsgate.net.backend_stream import BackendStream, Peer, StreamLimits
+from wsgate.net.backend_codec import StreamLimits
+from wsgate.net.backend_stream import BackendStream, Peer
 from wsgate.net.clock import now
 from wsgate.net.datagram import DatagramSocket
+from wsgate.net.tls import ClientContexts
+from wsgate.sip.message import Message
 from wsgate.sip.targets import BackendSettings, Target
 from wsgate.ws.connection import WebSocketSettings
 
@@ -40,7 +42,12 @@ _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 Received = Callable[[Hop, bytes, Address], None]
 Connected = Callable[[Hop, Address], None]
 Failed = Callable[[Hop, str], None]
+ServerContext = Callable[[], ssl.SSLContext]
 FindBackend = Callable[[Transport, Address], "tuple[BackendSettings, Target] | None"]
+
+
+def _no_certificate() -> ssl.SSLContext:
+    raise StartError("a TLS listener needs a certificate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +65,19 @@ class BackendLimits:
 
 
 class BackendSockets:
-    """Takes over bound UDP and listening TCP sockets; `start` begins to read.
+    """Takes over bound UDP and listening TCP and TLS sockets; `start` begins to read.
 
     `received(hop, data, local)` gets each whole message or datagram; `hop.connection` names the stream it came by.
     `connected(hop, local)` says that an outgoing stream is there: Via and Path of a WebSocket backend carry `local`
     (rule V1). `failed(hop, reason)` says that an ICMP error came (UDP), that no connection could be made (`hop` without
     connection) or that a stream ended (`hop` with its connection), ours for idleness included.
     `find_backend` (Resolver.backend_at) tells name, path and trust of a target; TLS, WS and WSS go to such ones only.
-    `allowed(host)` names the sources that may hold many connections.
+    `allowed(host)` names the sources that may hold many connections. `contexts` are those for TLS and WSS backends,
+    `server_context` gives the one for whoever connects to `tls_listeners`.
+
+    There is one connection to a target, kept alive and used for all that goes there. What its server sends on it is
+    taken; and a connection that the server opened to us is used instead where its messages say `;alias` (RFC 5923 §8)
+    or it comes from the very port of the target.
     """
 
     def __init__(
@@ -80,6 +92,10 @@ class BackendSockets:
         counters: Counters,
         websocket: WebSocketSettings | None = None,
         limits: BackendLimits | None = None,
+        *,
+        contexts: ClientContexts | None = None,
+        tls_listeners: Sequence[socket.socket] = (),
+        server_context: ServerContext = _no_certificate,
     ) -> None:
         self._received, self._connected, self._failed = received, connected, failed
         self._find_backend = find_backend
@@ -90,20 +106,22 @@ class BackendSockets:
         self._datagrams = [self._datagram_socket(plain) for plain in udp_sockets]
         self._default_v4 = self._default(socket.AF_INET, "0.0.0.0")
         self._default_v6 = self._default(socket.AF_INET6, "::")
-        self._listeners = list(tcp_listeners)
+        self._listeners = [(listener, Transport.TCP) for listener in tcp_listeners]
+        self._listeners += [(listener, Transport.TLS) for listener in tls_listeners]
+        self._server_context = server_context
         self._arrived_at: dict[Address, DatagramSocket] = {}
         self._streams: dict[bytes, BackendStream] = {}
         self._by_address: dict[tuple[Transport, Address], BackendStream] = {}
         self._incoming: Counter[str] = Counter()
         self._strangers = 0
-        self._contexts: dict[tuple[str, str, str], ssl.SSLContext] = {}
+        self._contexts = contexts or ClientContexts()
         self._greenlets: list[gevent.Greenlet] = []
 
     def start(self) -> None:
         """Begin to read and accept."""
         for datagrams in self._datagrams:
             datagrams.start()
-        self._greenlets = [gevent.spawn(self._accept, listener) for listener in self._listeners]
+        self._greenlets = [gevent.spawn(self._accept, *listener) for listener in self._listeners]
         self._greenlets.append(gevent.spawn(self._tick))
 
     def close(self) -> None:
@@ -114,12 +132,12 @@ class BackendSockets:
             stream.end("shutting down")
         for datagrams in self._datagrams:
             datagrams.close()
-        for listener in self._listeners:
+        for listener, _ in self._listeners:
             listener.close()
 
-    def reload(self) -> None:
-        """Read CA files anew for the connections to come (SIGHUP)."""
-        self._contexts.clear()
+    def reload(self, contexts: ClientContexts) -> None:
+        """Other CA files and certificates for the connections to come (SIGHUP)."""
+        self._contexts = contexts
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -217,13 +235,16 @@ class BackendSockets:
         if found is None:
             return Peer(hop.address.host, "/", None)
         settings, target = found
-        context = None
-        if hop.transport.secure:
-            files = (settings.ca_file, settings.client_certificate, settings.client_private_key)
-            context = self._contexts.get(files)
-            if context is None:
-                context = self._contexts[files] = tls.client_context(*files)
-        return Peer(settings.server_name or target.host, settings.ws_path, context)
+        name = settings.server_name or target.host
+        if not hop.transport.secure:
+            return Peer(name, settings.ws_path, None)
+        context = self._contexts.get(
+            settings.ca_file,
+            settings.client_certificate,
+            settings.client_private_key,
+            checks_name=hop.transport is Transport.WSS,
+        )
+        return Peer(name, settings.ws_path, context)
 
     def _new_stream(self, hop: Hop, outgoing: bool) -> BackendStream:
         hop = hop._replace(connection=os.urandom(CONNECTION_ID_BYTES))
@@ -236,11 +257,34 @@ class BackendSockets:
 
     def _message(self, stream: BackendStream, data: bytes) -> None:
         self._counters.count("sip_stream_messages_received")
+        if stream.may_be_alias:
+            self._take_alias(stream, data)
         try:
             self._received(stream.hop, data, stream.local)
         except Exception:
             logger.exception("internal error on a message of %s", stream.hop.address)
             self._counters.count("internal_errors")
+
+    def _take_alias(self, stream: BackendStream, data: bytes) -> None:
+        """A server's first request may say that its connection serves both ways (RFC 5923 §8, `;alias` in Via).
+
+        Believed of the source's own address alone, and over TLS not at all: what goes to a TLS target leaves by a
+        connection whose server has shown the certificate of its domain.
+        """
+        try:
+            message = Message.parse(data)
+            if not message.is_request:
+                return
+            stream.may_be_alias = False
+            via = message.via
+        except ProtocolError:
+            return
+        transport, source = stream.hop[:2]
+        if b"alias" in via.parameters:
+            place = (transport, Address(source.host, via.port or transport.default_port))
+            if place not in self._by_address:
+                self._by_address[place] = stream
+                stream.alias = place
 
     def _opened(self, stream: BackendStream) -> None:
         self._counters.count("sip_connections_opened")
@@ -250,8 +294,9 @@ class BackendSockets:
     def _ended(self, stream: BackendStream, reason: str) -> None:
         hop = stream.hop
         del self._streams[hop.connection]
-        if self._by_address.get((hop.transport, hop.address)) is stream:
-            del self._by_address[hop.transport, hop.address]
+        for place in {(hop.transport, hop.address), stream.alias}:
+            if place is not None and self._by_address.get(place) is stream:
+                del self._by_address[place]
         if not stream.outgoing:
             self._incoming[hop.address.host] -= 1
             if not self._incoming[hop.address.host]:
@@ -259,8 +304,10 @@ class BackendSockets:
             self._strangers -= not stream.is_trusted
         self._counters.count("sip_connections_ended")
         logger.debug("%s connection of %s ended: %s", hop.transport.value, hop.address, reason)
-        was_open = stream.local.port != 0
-        self._fail_later(hop if was_open else hop._replace(connection=b""), reason)
+        if stream.local.port:
+            self._fail_later(hop, reason)
+        elif stream.outgoing:
+            self._fail_later(hop._replace(connection=b""), reason)
 
     def _fail_later(self, hop: Hop, reason: str) -> None:
         gevent.spawn(self._fail, hop, reason)
@@ -268,7 +315,7 @@ class BackendSockets:
     def _fail(self, hop: Hop, reason: str) -> None:
         self._failed(hop, reason)
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: socket.socket, transport: Transport) -> None:
         """Accept in turns of ACCEPTS_PER_TURN; without descriptors wait, with one line in the log (rule H7)."""
         listener.setblocking(False)
         hub = get_hub()
@@ -290,16 +337,16 @@ class BackendSockets:
                             gevent.sleep(ACCEPT_PAUSE_SECONDS)
                         break
                     exhausted = False
-                    self._adopt(plain, Address(canonical_host(source[0]), source[1]))
+                    self._adopt(plain, Hop(transport, Address(canonical_host(source[0]), source[1])))
                 else:
                     gevent.sleep(0)
         finally:
             watcher.stop()
             watcher.close()
 
-    def _adopt(self, plain: socket.socket, source: Address) -> None:
+    def _adopt(self, plain: socket.socket, hop: Hop) -> None:
         """Keep an accepted connection, or close it where its source or all of them have too many."""
-        limits = self._limits
+        limits, source = self._limits, hop.address
         is_trusted = self._allowed(source.host)
         per_source = limits.incoming_per_source if is_trusted else limits.incoming_per_stranger
         if (
@@ -310,11 +357,12 @@ class BackendSockets:
             self._counters.count("sip_connections_refused")
             plain.close()
             return
-        stream = self._new_stream(Hop(Transport.TCP, source), outgoing=False)
+        stream = self._new_stream(hop, outgoing=False)
         stream.is_trusted = is_trusted
+        stream.may_be_alias = is_trusted and hop.transport is Transport.TCP
         self._incoming[source.host] += 1
         self._strangers += not is_trusted
-        stream.adopt(plain)
+        stream.adopt(plain, self._server_context() if hop.transport.secure else None)
 
     def _tick(self) -> None:
         """Keep-alives of all streams, and the end of idle ones."""
@@ -323,7 +371,12 @@ class BackendSockets:
             at = now()
             for stream in list(self._streams.values()):
                 stream.handle_timer(at)
-                limits = self._limits
-                idle_seconds = limits.idle_seconds if stream.is_trusted else limits.idle_seconds_stranger
-                if not stream.outgoing and at - stream.heard_at > idle_seconds:
+                if self._is_idle(stream, at):
                     stream.end("idle")
+
+    def _is_idle(self, stream: BackendStream, at: float) -> bool:
+        """Ours stay while a backend is at their far end; the keep-alives of others count as life."""
+        limits = self._limits
+        if stream.outgoing:
+            return at - stream.used_at > limits.idle_seconds and self._find_backend(*stream.hop[:2]) is None
+        return at - stream.heard_at > (limits.idle_seconds if stream.is_trusted else limits.idle_seconds_stranger)

@@ -1,16 +1,15 @@
 """One stream to or from a SIP server: TCP, TLS, or a WebSocket in the client role (rule V1), over non-blocking sockets.
 
 A greenlet connects and reads. Writing never waits: what the socket does not take is queued, and a queue that grows too
-long ends the stream. The two codecs are the only difference between the transports once a stream is open.
+long ends the stream. What differs between the transports once a stream is open is in backend_codec.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import socket
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import gevent
 from gevent import get_hub, ssl
@@ -18,9 +17,10 @@ from gevent.socket import wait_read, wait_write
 
 from wsgate.addr import Address, Hop, Transport, canonical_host, join_host_port, uri_host
 from wsgate.errors import ProtocolError, WsgateError
+from wsgate.net.backend_codec import Codec, Step, StreamCodec, StreamLimits, WebSocketCodec
 from wsgate.net.clock import now
-from wsgate.sip.framing import KEEP_ALIVE_PING, KEEP_ALIVE_PONG, Broken, Framed, Ping, StreamFramer
-from wsgate.ws.connection import Closed, Connection, Message, Role, WebSocketSettings
+from wsgate.net.tls import check_sip_domain
+from wsgate.ws.connection import WebSocketSettings
 from wsgate.ws.handshake import ClientHandshake
 
 READ_BYTES = 65536
@@ -29,124 +29,25 @@ READS_PER_TURN = 4
 CONNECT_TIMEOUT_SECONDS = 4.0
 HANDSHAKE_TIMEOUT_SECONDS = 4.0
 """For TLS and the WebSocket upgrade together."""
-KEEP_ALIVE_SECONDS = (25.0, 30.0)
-"""Between two CRLFCRLF on a connection that we opened, drawn from this range (RFC 5626 §4.4)."""
 UNACKNOWLEDGED_SECONDS = 20
 """How long TCP may wait for an acknowledgement before the connection counts as broken (RFC 5482)."""
-GOING_AWAY = 1001
 
 _READ, _WRITE = 1, 2
 
 
-class StreamLimits(NamedTuple):
-    """What a SIP server can make one stream hold."""
-
-    header_bytes: int = 16384
-    message_bytes: int = 262144
-    queue_bytes: int = 1048576
-
-
 class Peer(NamedTuple):
-    """What a connection must know of the server it goes to: `name` is verified and sent, `path` is for WebSockets."""
+    """What a connection must know of the server it goes to: `name` is verified and sent, `path` is for WebSockets.
+
+    `name` is that of RFC 5922 §4, the domain of the target, unless `server_name` says another.
+    """
 
     name: str
     path: str
     context: ssl.SSLContext | None
 
 
-class Step(NamedTuple):
-    """What bytes or time brought: whole messages, bytes to send, and why the stream ends (empty: it goes on)."""
-
-    messages: list[bytes]
-    output: bytes
-    end: str
-
-
-class Codec(Protocol):
-    """SIP messages to bytes on an open stream and back."""
-
-    def encode(self, data: bytes) -> bytes:
-        """The bytes that carry one message."""
-
-    def receive(self, data: bytes, at: float) -> Step:
-        """Take bytes of the peer."""
-
-    def handle_timer(self, at: float) -> Step:
-        """Let time pass: keep-alives."""
-
-    def close(self, at: float) -> bytes:
-        """The last bytes to send."""
-
-
-class StreamCodec:
-    """SIP as it is on TCP and TLS (RFC 3261 §18.3); keep-alives only where we opened the connection (RFC 5626 §3.5)."""
-
-    def __init__(self, limits: StreamLimits, keeps_alive: bool, at: float) -> None:
-        self._framer = StreamFramer(limits.header_bytes, limits.message_bytes)
-        self._ping_at = at + random.uniform(*KEEP_ALIVE_SECONDS) if keeps_alive else None
-
-    def encode(self, data: bytes) -> bytes:
-        """`data` as it is."""
-        return data
-
-    def receive(self, data: bytes, at: float) -> Step:
-        """Cut messages out of the stream and answer pings."""
-        messages: list[bytes] = []
-        output = b""
-        for event in self._framer.receive(data):
-            if isinstance(event, Framed):
-                messages.append(event.data)
-            elif isinstance(event, Ping):
-                output += KEEP_ALIVE_PONG
-            elif isinstance(event, Broken):
-                return Step(messages, output, event.reason)
-        return Step(messages, output, "")
-
-    def handle_timer(self, at: float) -> Step:
-        """CRLFCRLF when it is time for it."""
-        if self._ping_at is None or at < self._ping_at:
-            return Step([], b"", "")
-        self._ping_at = at + random.uniform(*KEEP_ALIVE_SECONDS)
-        self._framer.ping_sent()
-        return Step([], KEEP_ALIVE_PING, "")
-
-    def close(self, at: float) -> bytes:
-        """Nothing: the end of TCP says it."""
-        return b""
-
-
-class WebSocketCodec:
-    """SIP over WebSocket as a client (RFC 7118), kept alive by pings (rule H5)."""
-
-    def __init__(self, settings: WebSocketSettings, at: float) -> None:
-        self._connection = Connection(Role.CLIENT, settings, os.urandom, at)
-
-    def encode(self, data: bytes) -> bytes:
-        """One message in one frame."""
-        self._connection.send_message(data)
-        return self._connection.data_to_send()
-
-    def receive(self, data: bytes, at: float) -> Step:
-        """Messages out of frames."""
-        return self._step(self._connection.receive(data, at))
-
-    def handle_timer(self, at: float) -> Step:
-        """Pings, and the end when none was answered."""
-        return self._step(self._connection.handle_timer(at))
-
-    def close(self, at: float) -> bytes:
-        """A close frame."""
-        self._connection.close(GOING_AWAY, "", at)
-        return self._connection.data_to_send()
-
-    def _step(self, events: list[Any]) -> Step:
-        messages = [event.data for event in events if isinstance(event, Message)]
-        ends = [f"WebSocket closed with {event.code}" for event in events if isinstance(event, Closed)]
-        return Step(messages, self._connection.data_to_send(), "".join(ends))
-
-
 class BackendStream:
-    """One connection; `hop` carries its id.
+    """One connection; `hop` carries its id. `heard_at` is when bytes came last, `used_at` when a message passed.
 
     Its owner is told `received(stream, message)` and `opened(stream)` from its greenlet, and `ended(stream, reason)`
     once, from wherever the end was noticed.
@@ -165,8 +66,10 @@ class BackendStream:
         self.hop = hop
         self.outgoing = outgoing
         self.local = Address("", 0)
-        self.heard_at = now()
+        self.heard_at = self.used_at = now()
         self.is_trusted = True
+        self.may_be_alias = False
+        self.alias: tuple[Transport, Address] | None = None
         self._limits = limits
         self._websocket = websocket
         self._received, self._opened, self._ended = received, opened, ended
@@ -188,17 +91,18 @@ class BackendStream:
         """Begin to connect to `hop.address`; `opened` or `ended` follows."""
         self._start(self._run_outgoing, peer)
 
-    def adopt(self, plain: socket.socket) -> None:
-        """Take over an accepted socket."""
+    def adopt(self, plain: socket.socket, context: ssl.SSLContext | None = None) -> None:
+        """Take over an accepted socket; with `context` its client speaks TLS."""
         plain.setblocking(False)
         self._socket = plain
-        self._start(self._run)
+        self._start(self._run_incoming, context)
 
     def send(self, data: bytes) -> None:
         """Send one message; before the connection is open it waits. Never blocks; too much waiting is the end."""
         if self.has_ended:
             return
         if self._codec is not None:
+            self.used_at = now()
             self._write(self._codec.encode(data))
             return
         self._waiting.append(data)
@@ -247,6 +151,23 @@ class BackendStream:
             return
         self._run(rest)
 
+    def _run_incoming(self, context: ssl.SSLContext | None) -> None:
+        if context is not None:
+            try:
+                with gevent.Timeout(HANDSHAKE_TIMEOUT_SECONDS, TimeoutError("handshake timed out")):
+                    self._secure(context, server_side=True)
+            except OSError as error:
+                self.end(_reason(error))
+                return
+        self._run()
+
+    def _secure(self, context: ssl.SSLContext, **role: Any) -> None:
+        """The TLS handshake. Raises OSError."""
+        self._socket = context.wrap_socket(self._socket, do_handshake_on_connect=False, **role)
+        self._socket.settimeout(None)
+        self._socket.do_handshake()
+        self._socket.settimeout(0.0)
+
     def _connect(self) -> None:
         host, port = self.hop.address
         self._socket = plain = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
@@ -262,12 +183,9 @@ class BackendStream:
     def _shake_hands(self, peer: Peer) -> bytes:
         """TLS, then the upgrade, where the transport has them; returns bytes that belong to the first frame."""
         if peer.context is not None:
-            self._socket = peer.context.wrap_socket(
-                self._socket, server_hostname=peer.name, do_handshake_on_connect=False
-            )
-            self._socket.settimeout(None)
-            self._socket.do_handshake()
-            self._socket.settimeout(0.0)
+            self._secure(peer.context, server_hostname=peer.name)
+        if self.hop.transport is Transport.TLS:
+            check_sip_domain(self._socket.getpeercert(), peer.name)
         if self.hop.transport not in (Transport.WS, Transport.WSS):
             return b""
         port = self.hop.address.port
@@ -350,6 +268,8 @@ class BackendStream:
     def _take(self, step: Step) -> None:
         if step.output:
             self._write(step.output)
+        if step.messages:
+            self.used_at = now()
         for message in step.messages:
             self._received(self, message)
         if step.end:

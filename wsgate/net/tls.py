@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from gevent import ssl
 
-from wsgate.errors import StartError
+from wsgate.addr import canonical_host, is_numeric
+from wsgate.errors import ProtocolError, StartError
 
 ALPN_HTTP = "http/1.1"
 
@@ -24,13 +28,17 @@ def server_context(
     return context
 
 
-def client_context(ca_file: str = "", certificate: str = "", private_key: str = "") -> ssl.SSLContext:
-    """A client context that verifies chain and name; `ca_file` empty: what the system trusts. Raises StartError.
+def client_context(
+    ca_file: str = "", certificate: str = "", private_key: str = "", *, checks_name: bool = True
+) -> ssl.SSLContext:
+    """A client context that verifies the chain; `ca_file` empty: what the system trusts. Raises StartError.
 
-    The name to verify goes to `wrap_socket(server_hostname=...)`: `server_name` where configured, else the SIP domain.
+    With `checks_name` it verifies what goes to `wrap_socket(server_hostname=...)` as HTTPS does; that is for WSS
+    (RFC 7118 §9.1). For SIP over TLS it is `check_sip_domain` that judges the name.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = checks_name
     if ca_file:
         try:
             context.load_verify_locations(ca_file)
@@ -41,6 +49,47 @@ def client_context(ca_file: str = "", certificate: str = "", private_key: str = 
     if certificate:
         _load(context, certificate, private_key)
     return context
+
+
+class ClientContexts:
+    """The client contexts of the backends, one for each set of files. `path` turns an ini file's name into a path."""
+
+    def __init__(self, path: Callable[[str], str] = str) -> None:
+        self._path = path
+        self._contexts: dict[tuple[str, str, str, bool], ssl.SSLContext] = {}
+
+    def get(self, ca_file: str, certificate: str, private_key: str, *, checks_name: bool) -> ssl.SSLContext:
+        """The context for these files, read when they are asked for the first time. Raises StartError."""
+        key = (ca_file, certificate, private_key, checks_name)
+        context = self._contexts.get(key)
+        if context is None:
+            paths = [self._path(name) if name else "" for name in (ca_file, certificate, private_key)]
+            context = self._contexts[key] = client_context(*paths, checks_name=checks_name)
+        return context
+
+
+def check_sip_domain(certificate: Mapping[str, Any], domain: str) -> None:
+    """See that a verified certificate (as `getpeercert` gives it) is that of the SIP `domain`. Raises ProtocolError.
+
+    Its identities are the subject alternative names: `sip:` URIs without user, DNS names, and IP addresses for a
+    numeric target. Compared whole and without case; a wildcard matches nothing (RFC 5922 §7.1, §7.2).
+    """
+    domain = canonical_host(domain)
+    identities = [_sip_identity(kind, str(value)) for kind, value in certificate.get("subjectAltName", ())]
+    wanted = "IP" if is_numeric(domain) else "DNS"
+    if (wanted, domain) not in identities:
+        named = ", ".join(name for _, name in identities if name)[:200]
+        raise ProtocolError(f"certificate refused: it is for {named or 'nobody'}, not for {domain}")
+
+
+def _sip_identity(kind: str, value: str) -> tuple[str, str]:
+    if kind == "IP Address":
+        return "IP", canonical_host(value.strip())
+    if kind == "URI":
+        scheme, _, rest = value.partition(":")
+        host = rest.partition(";")[0].partition("?")[0]
+        return ("DNS", canonical_host(host)) if scheme.lower() == "sip" and "@" not in rest else ("", "")
+    return (kind, canonical_host(value)) if kind == "DNS" else ("", "")
 
 
 class ServerContext:

@@ -14,19 +14,25 @@ OWN_CONNECTIONS = 4096
 
 
 class Names:
-    """The addresses that are wsgate: configured ones, listeners, and the near ends of connections to WS backends."""
+    """The addresses that are wsgate: configured ones, listeners, and the near ends of connections to backends.
+
+    `advertise` are those of the UDP and TCP ports, `advertise_tls` those of the TLS ports (none: no server can open a
+    TLS connection to us).
+    """
 
     def __init__(
         self,
         *,
         advertise: Iterable[Address],
         public: Address,
+        advertise_tls: Iterable[Address] = (),
         aliases: Iterable[str] = (),
         listeners: Iterable[Address] = (),
     ) -> None:
         self.public = public
         self._advertised = {":" in address.host: address for address in reversed(list(advertise))}
-        self._exact = {public, *self._advertised.values(), *listeners}
+        self._advertised_tls = {":" in address.host: address for address in reversed(list(advertise_tls))}
+        self._exact = {public, *self._advertised.values(), *self._advertised_tls.values(), *listeners}
         self._bare: set[str] = set()
         for alias in aliases:
             address = split_host_port(alias, 0)
@@ -37,7 +43,7 @@ class Names:
         self._connections: OrderedDict[Address, None] = OrderedDict()
 
     def connected(self, local: Address) -> None:
-        """The near end of a connection to a WS backend is ours from now on (V1)."""
+        """The near end of a connection that names us towards a backend is ours from now on (V1)."""
         self._connections[local] = None
         self._connections.move_to_end(local)
         while len(self._connections) > OWN_CONNECTIONS:
@@ -68,16 +74,30 @@ class Names:
         """True when a packet to `address` would come back to wsgate itself."""
         return address in self._exact or address in self._connections
 
+    def by_connection(self, transport: Transport) -> bool:
+        """True where a backend can reach us only by the connection that we opened, so that its near end names us.
+
+        So it is for WebSockets (V1), and for TLS where no TLS port is open: a server that knows our requests by that
+        address sends its own down the same connection (RFC 3261 §18.1.1, RFC 5923).
+        """
+        if transport is Transport.TLS:
+            return not self._advertised_tls
+        return transport in (Transport.WS, Transport.WSS)
+
     def sent_by(self, hop: Hop, local: Address | None = None) -> Address:
         """The host and port of a Via, Path or Record-Route towards `hop`.
 
-        Towards browsers the public name, towards a WS backend the near end `local` of that connection (V1), else the
-        advertised address of the hop's family.
+        Towards browsers the public name, towards a backend by WebSocket the near end `local` of that connection (V1),
+        else the advertised address of the hop's family and transport.
         """
+        if local is not None and self.by_connection(hop.transport):
+            return local
         if hop.transport in (Transport.WS, Transport.WSS):
-            return local or self.public
-        wanted = ":" in hop.address.host
-        return self._advertised.get(wanted) or next(iter(self._advertised.values()), self.public)
+            return self.public
+        advertised = self._advertised
+        if hop.transport is Transport.TLS and self._advertised_tls:
+            advertised = self._advertised_tls
+        return advertised.get(":" in hop.address.host) or next(iter(advertised.values()), self.public)
 
 
 def _default_ports(uri: Uri) -> tuple[int, ...]:

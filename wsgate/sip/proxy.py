@@ -67,7 +67,7 @@ class SipSettings:
     """[sip]"""
 
     bind: tuple[Address, ...] = option((Address("0.0.0.0", 5060),), ADDRESSES)
-    tls_bind: tuple[Address, ...] = option((), ADDRESSES, later="SIP over TLS towards backends")
+    tls_bind: tuple[Address, ...] = option((), ADDRESSES)
     advertise: tuple[str, ...] | None = option(None, auto(STRINGS))
     public: Address | None = option(None, auto(ADDRESS))
     aliases: tuple[str, ...] = option((), STRINGS)

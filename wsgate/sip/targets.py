@@ -100,8 +100,8 @@ class BackendSettings:
     probe_interval: float = option(10.0, seconds(1, 3600), later="OPTIONS probes")
     ca_file: str = option("", TEXT)
     server_name: str = option("", TEXT)
-    client_certificate: str = option("", TEXT, later="client certificates towards backends")
-    client_private_key: str = option("", TEXT, later="client certificates towards backends")
+    client_certificate: str = option("", TEXT)
+    client_private_key: str = option("", TEXT)
 
 
 class Target(NamedTuple):
