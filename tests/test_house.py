@@ -15,7 +15,7 @@ FLOORS = {
     "words": "errors addr settings log metrics handover",
     "codecs": "keys certificate ws/frames ws/handshake sip/headers sip/message sip/framing sip/sdp turn/stun",
     "machines": (
-        "guard credentials directory bearer identity ws/connection"
+        "guard credentials expiries directory bearer identity ws/connection"
         " sip/flow sip/names sip/rewriting sip/compose sip/digest sip/transaction_tables sip/transaction_messages"
         " sip/transaction_effects sip/transaction_timers sip/transaction sip/targets sip/location sip/dead_targets"
         " sip/dialogs sip/gruu sip/location_service sip/contacts"
@@ -27,7 +27,7 @@ FLOORS = {
         "net/clock net/tls net/dtls net/readers net/stream net/datagram net/forwarded net/upgrade net/listener"
         " net/nameserver net/resolver net/backend_codec net/backend_stream net/backend net/relay"
     ),
-    "assembly": "config web signalling media gateway",
+    "assembly": "config web statefile signalling media gateway",
     "process": "userfile control daemon plan sockets supervisor worker cli __main__",
 }
 ORDER = [name for floor in FLOORS.values() for name in floor.split()]

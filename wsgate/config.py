@@ -155,6 +155,10 @@ class Configuration:
                 seen.setdefault(reference.name, reference)
         return tuple(seen.values())
 
+    def states(self) -> tuple[FileReference, ...]:
+        """Every file that a worker writes: opened by the supervisor, made when missing."""
+        return (FileReference("sip", "state_file", self.sip.state_file),) if self.sip.state_file else ()
+
 
 class Section(NamedTuple):
     """A kind of section: the field of Configuration, its dataclass, and whether it carries a name."""
@@ -331,12 +335,12 @@ def _endpoints(configuration: Configuration) -> Iterator[tuple[Endpoint, tuple[s
     for address in configuration.sip.bind:
         yield Endpoint("sip-udp", "sip", address), ("sip", "bind")
         yield Endpoint("sip-tcp", "sip", address), ("sip", "bind")
+    for address in configuration.sip.tls_bind:
+        yield Endpoint("sip-tls", "sip", address), ("sip", "tls_bind")
     if configuration.turn is not None and configuration.turn.enabled:
         for address in configuration.turn.udp:
             yield Endpoint("turn-udp", "turn", address), ("turn", "udp")
 
-    for address in configuration.sip.tls_bind:
-        yield Endpoint("sip-tls", "sip", address), ("sip", "tls_bind")
 
 def _file_references(configuration: Configuration) -> Iterator[FileReference]:
     yield FileReference("wsgate", "key_file", configuration.process.key_file)
@@ -419,10 +423,6 @@ def _check_binds(configuration: Configuration) -> None:
             option="bind",
             allowed="host:port, ...",
         )
-    taken: list[tuple[Endpoint, str]] = []
-    for endpoint, (section, option_name) in _endpoints(configuration):
-        try:
-            ipaddress.ip_address(endpoint.address.host)
     if configuration.sip.tls_bind and not configuration.tls_listener:
         raise ConfigurationError(
             "SIP over TLS shows the certificate of the first [listener ...] with TLS, and there is none",
@@ -431,6 +431,10 @@ def _check_binds(configuration: Configuration) -> None:
             option="tls_bind",
             allowed="empty, or a listener with tls = on",
         )
+    taken: list[tuple[Endpoint, str]] = []
+    for endpoint, (section, option_name) in _endpoints(configuration):
+        try:
+            ipaddress.ip_address(endpoint.address.host)
         except ValueError:
             problem = f"{endpoint.address.host!r} is no IP address"
             raise ConfigurationError(
@@ -472,13 +476,13 @@ def _check_backends(configuration: Configuration) -> None:
         if not backend.transports:
             allowed = "udp, tcp, tls, ws, wss"
             raise ConfigurationError("at least one is needed", **place, option="transports", allowed=allowed)
+        if backend.client_private_key and not backend.client_certificate:
+            problem = "a private key needs its certificate"
+            raise ConfigurationError(problem, **place, option="client_certificate", allowed="a PEM file")
 
 
 def _check_ranges(configuration: Configuration) -> None:
     path, registrar, turn = configuration.path, configuration.registrar, configuration.turn
-        if backend.client_private_key and not backend.client_certificate:
-            problem = "a private key needs its certificate"
-            raise ConfigurationError(problem, **place, option="client_certificate", allowed="a PEM file")
     if registrar.min_expires > registrar.max_expires:
         raise ConfigurationError(
             "min_expires is above max_expires", file=path, section="registrar", option="min_expires"

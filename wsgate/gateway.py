@@ -39,11 +39,13 @@ from wsgate.sip.digest import Digest
 from wsgate.sip.edge import Edge
 from wsgate.sip.flow import FlowTable, FlowTokens
 from wsgate.sip.gruu import TemporaryGruus
+from wsgate.sip.journal import JournalError
 from wsgate.sip.names import Names
-from wsgate.sip.registrar import Registrar
 from wsgate.sip.proxy import SipSettings
+from wsgate.sip.registrar import Registrar
 from wsgate.sip.targets import BackendSettings
 from wsgate.sip.transaction import TransactionSettings
+from wsgate.statefile import StateFile
 from wsgate.ws.handshake import Refusal
 
 MEMORY_CHECK_SECONDS = 1.0
@@ -87,6 +89,7 @@ class Gateway:
         self._listeners = [self._new_listener(name, files) for name in configuration.listeners]
         self._media = self._new_media(configuration, files)
         self._housekeeper: gevent.Greenlet | None = None
+        self._state = self._open_state(configuration, files)
 
     def start(self) -> None:
         """Begin to serve. Raises StartError."""
@@ -116,6 +119,9 @@ class Gateway:
             self._housekeeper.kill()
         if self._media is not None:
             self._media.stop()
+        if self._state is not None:
+            self._state.replace(self._edge.state(now()))
+            self._state.close()
         self._backends.close()
         self._resolver.close()
         self._signalling.stop()
@@ -128,13 +134,13 @@ class Gateway:
         """
         users = _users(configuration, files)
         jwt_keys = _jwt_keys(configuration, files)
+        client_contexts = _client_contexts(configuration, files)
         for listener in self._listeners:
             settings = configuration.listeners.get(listener.name)
             context = self._contexts.get(listener.name)
             if settings is None:
                 continue
             if context is not None and settings.certificate:
-        client_contexts = _client_contexts(configuration, files)
                 context.reload(files.path(settings.certificate), _optional(files, settings.private_key))
             listener.reload(settings, configuration.websocket)
         if self._media is not None and configuration.turn is not None:
@@ -201,6 +207,21 @@ class Gateway:
     def _admit(self, fields: tuple[tuple[str, str], ...], query: str) -> Admitted | Refusal:
         return self._admission.judge(fields, query, now())
 
+    def _open_state(self, configuration: Configuration, files: Files) -> StateFile | None:
+        """Take up what an earlier process left; a file that cannot be used costs one line (rule D3)."""
+        name = configuration.sip.state_file
+        if not name:
+            return None
+        state = StateFile(files, name)
+        try:
+            self._edge.load_state(state.read(), now(), time.time() - now())
+        except JournalError as error:
+            logger.error("[sip] state_file %s is not used and nothing is written into it: %s", name, error)
+            state.close()
+            return None
+        state.replace(self._edge.state(now()))
+        return state
+
     def _new_digest(self, configuration: Configuration, files: Files) -> Digest:
         return Digest(
             _users(configuration, files),
@@ -232,6 +253,9 @@ class Gateway:
                     message_bytes=self._configuration.websocket.max_message_bytes,
                 )
             ),
+            contexts=_client_contexts(self._configuration, files),
+            tls_listeners=self._sockets("sip-tls"),
+            server_context=server_context,
         )
 
     def _new_listener(self, name: str, files: Files) -> Listener:
@@ -253,9 +277,6 @@ class Gateway:
             self._admit,
         )
 
-            contexts=_client_contexts(self._configuration, files),
-            tls_listeners=self._sockets("sip-tls"),
-            server_context=server_context,
     def _new_media(self, configuration: Configuration, files: Files) -> Media | None:
         if configuration.turn is None:
             return None
@@ -356,7 +377,17 @@ class Gateway:
                 self._counters.count("memory_checks_failed")
             if self._media is not None:
                 self._media.forbid(self._refused_peers())
+            self._write_state()
             gevent.sleep(MEMORY_CHECK_SECONDS)
+
+    def _write_state(self) -> None:
+        if self._state is None:
+            return
+        data, is_whole = self._edge.state_changes(now())
+        if is_whole:
+            self._state.replace(data)
+        else:
+            self._state.append(data)
 
     def _wait_for(self, done: Callable[[], bool], seconds: float) -> None:
         deadline = now() + seconds
@@ -404,19 +435,6 @@ def _users(configuration: Configuration, files: Files) -> Users:
         raise ConfigurationError(f"cannot use {name}: {error}", section="registrar", option="users") from None
 
 
-def _jwt_keys(configuration: Configuration, files: Files) -> tuple[VerificationKey, ...]:
-    name = configuration.identity.jwt_keys
-    if not name:
-        return ()
-    try:
-        with open(files.path(name), "rb") as file:
-            return parse_keys(file.read())
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"cannot use {name}: {error}", section="identity", option="jwt_keys") from None
-
-
-def _optional(files: Files, name: str) -> str:
-    return files.path(name) if name else ""
 def _client_contexts(configuration: Configuration, files: Files) -> ClientContexts:
     """The contexts towards TLS and WSS backends; files that cannot be used are told now, not at the first call."""
     contexts = ClientContexts(files.path)
@@ -430,3 +448,16 @@ def _client_contexts(configuration: Configuration, files: Files) -> ClientContex
     return contexts
 
 
+def _jwt_keys(configuration: Configuration, files: Files) -> tuple[VerificationKey, ...]:
+    name = configuration.identity.jwt_keys
+    if not name:
+        return ()
+    try:
+        with open(files.path(name), "rb") as file:
+            return parse_keys(file.read())
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"cannot use {name}: {error}", section="identity", option="jwt_keys") from None
+
+
+def _optional(files: Files, name: str) -> str:
+    return files.path(name) if name else ""

@@ -42,6 +42,7 @@ class Plan(NamedTuple):
     endpoints: tuple[Endpoint, ...]
     places: tuple[str, ...]
     files: tuple[FileReference, ...]
+    states: tuple[FileReference, ...]
     notices: tuple[str, ...]
 
     @property
@@ -109,6 +110,7 @@ def _encoded(configuration: Configuration) -> dict[str, Any]:
         "endpoints": configuration.endpoints(),
         "places": configuration.places(),
         "files": configuration.files(),
+        "states": configuration.states(),
         "notices": configuration.notices,
     }
 
@@ -116,8 +118,9 @@ def _encoded(configuration: Configuration) -> dict[str, Any]:
 def _decoded(report: dict[str, Any]) -> Plan:
     endpoints = tuple(Endpoint(kind, name, Address(*address)) for kind, name, address in report.pop("endpoints"))
     files = tuple(FileReference(*reference) for reference in report.pop("files"))
+    states = tuple(FileReference(*reference) for reference in report.pop("states"))
     places, notices = tuple(report.pop("places")), tuple(report.pop("notices"))
-    return Plan(endpoints=endpoints, files=files, places=places, notices=notices, **report)
+    return Plan(endpoints=endpoints, files=files, states=states, places=places, notices=notices, **report)
 
 
 def make_missing_files(configuration: Configuration) -> None:

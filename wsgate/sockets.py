@@ -13,7 +13,7 @@ from pathlib import Path
 
 from wsgate.addr import Address
 from wsgate.errors import StartError
-from wsgate.handover import INI, Endpoint
+from wsgate.handover import INI, Endpoint, FileReference
 from wsgate.log import logger
 from wsgate.plan import Plan
 
@@ -106,17 +106,32 @@ def close_all(sockets: Mapping[Endpoint, socket.socket]) -> None:
 
 
 def read_files(plan: Plan) -> dict[str, int]:
-    """The ini file (as INI) and every file it names, each as a sealed memory file. Raises StartError."""
+    """The ini file (as INI) and every file it names, each as a sealed memory file; files that a worker writes, open.
+
+    Raises StartError.
+    """
     descriptors: dict[str, int] = {}
     try:
         descriptors[INI] = _memory_file(Path(plan.path), plan.path)
         for reference in plan.files:
             place = f"{plan.path} [{reference.section}] {reference.option}"
             descriptors[reference.name] = _memory_file(plan.directory / reference.name, place, reference.section)
+        for reference in plan.states:
+            descriptors[reference.name] = _state_file(plan, reference)
     except StartError:
         close_files(descriptors)
         raise
     return descriptors
+
+
+def _state_file(plan: Plan, reference: FileReference) -> int:
+    """A file that the worker writes, open for both; it may have no right to open it itself."""
+    path = plan.directory / reference.name
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        place = f"{plan.path} [{reference.section}] {reference.option}"
+        raise StartError(f"{place}: cannot open {path}: {error.strerror}") from None
 
 
 def _memory_file(path: Path, place: str, section: str = "") -> int:

@@ -57,9 +57,13 @@ class Daemon:
             sip_options=textwrap.dedent(sip_options),
         )
         self.ini.write_text(head + textwrap.dedent(text))
+        self.start()
+
+    def start(self) -> None:
+        """Run the daemon with its ini file; once it was stopped, again on the same ports."""
         self._process = Process(
             [sys.executable, "-m", "wsgate", "-c", self.ini],
-            directory / "wsgate.log",
+            self.ini.parent / "wsgate.log",
             env={"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
         )
         self._process.ready(self._healthy, 20)

@@ -30,6 +30,7 @@ def plan(
         endpoints=endpoints,
         places=tuple(f"[{endpoint.name}] bind" for endpoint in endpoints),
         files=files,
+        states=(),
         notices=(),
     )
     return made._replace(**changes)

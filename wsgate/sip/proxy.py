@@ -83,7 +83,7 @@ class SipSettings:
     orphan_grace: float = option(2.0, seconds(0, 600))
     reconnect_grace: float = option(60.0, seconds(0, 3600))
     dialog_lifetime: float = option(43200.0, seconds(60, 604800))
-    state_file: str = option("", TEXT, later="calls that survive a restart")
+    state_file: str = option("", TEXT)
 
 
 class Service(enum.Enum):
