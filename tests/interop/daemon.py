@@ -79,6 +79,11 @@ class Daemon:
         return ("127.0.0.1", self.http)
 
     @property
+    def pid(self) -> int:
+        """The process that was started: the supervisor."""
+        return self._process.popen.pid
+
+    @property
     def log(self) -> str:
         """What the daemon wrote."""
         return self._process.output
