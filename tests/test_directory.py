@@ -11,9 +11,9 @@ from wsgate.directory import (
     MAX_REGISTRATIONS_PER_FLOW,
     Binding,
     Directory,
-    Expiries,
     Registration,
 )
+from wsgate.expiries import Expiries
 
 AOR = b"alice@example.com"
 CONTACT = b"sip:k3@d4.invalid;transport=ws"

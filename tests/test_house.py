@@ -27,8 +27,8 @@ FLOORS = {
         "net/clock net/tls net/dtls net/readers net/stream net/datagram net/forwarded net/upgrade net/listener"
         " net/nameserver net/resolver net/backend_codec net/backend_stream net/backend net/relay"
     ),
-    "assembly": "config web statefile signalling media gateway",
-    "process": "userfile control daemon plan sockets supervisor worker cli __main__",
+    "assembly": "config web statefile signalling media store gateway",
+    "process": "userfile control daemon plan sockets databases supervisor worker cli __main__",
 }
 ORDER = [name for floor in FLOORS.values() for name in floor.split()]
 PURE = [name for floor in ("codecs", "machines") for name in FLOORS[floor].split()]

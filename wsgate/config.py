@@ -37,7 +37,7 @@ from wsgate.settings import (
     seconds,
 )
 from wsgate.sip.proxy import SipSettings
-from wsgate.sip.registrar import RegistrarSettings
+from wsgate.sip.registrar import MEMORY, RegistrarSettings
 from wsgate.sip.targets import EMBEDDED, BackendSettings
 from wsgate.turn.server import TurnSettings
 from wsgate.ws.connection import WebSocketSettings
@@ -158,6 +158,11 @@ class Configuration:
     def states(self) -> tuple[FileReference, ...]:
         """Every file that a worker writes: opened by the supervisor, made when missing."""
         return (FileReference("sip", "state_file", self.sip.state_file),) if self.sip.state_file else ()
+
+    def databases(self) -> tuple[FileReference, ...]:
+        """Every database that a worker writes: made by the supervisor when missing, the worker's user's own."""
+        store = self.registrar.store
+        return (FileReference("registrar", "store", store),) if self.embedded_domains and store != MEMORY else ()
 
 
 class Section(NamedTuple):

@@ -10,13 +10,12 @@ here:
 
 from __future__ import annotations
 
-import heapq
-import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from wsgate.addr import Address, Hop, Transport
+from wsgate.expiries import Expiries
 
 MAX_REGISTRATIONS = 200_000
 """Registrations that are remembered; further ones still pass through, but their flows are not rebound."""
@@ -31,8 +30,6 @@ MAX_LIFETIME_SECONDS = 30 * 86400
 
 RegistrationKey = tuple[bytes, bytes, int]
 """AOR, instance, reg-id; or AOR, Contact URI, -1 where the client gives no instance (D3)."""
-
-Key = TypeVar("Key", bound=Hashable)
 
 
 class Registration(NamedTuple):
@@ -87,57 +84,6 @@ def _sources_of(bindings: Iterable[Binding]) -> Iterator[tuple[Transport, Addres
             yield binding.source.transport, binding.source.address
 
 
-class Expiries(Generic[Key]):
-    """When each key ends, to the second above; moving a key leaves nothing behind that could grow."""
-
-    __slots__ = ("_buckets", "_heap", "_second")
-
-    def __init__(self) -> None:
-        self._second: dict[Key, int] = {}
-        self._buckets: dict[int, set[Key]] = {}
-        self._heap: list[int] = []
-
-    def set(self, key: Key, at: float) -> None:
-        """Let `key` end at `at`, whatever was said before."""
-        second = math.ceil(at)
-        if self._second.get(key) == second:
-            return
-        self.discard(key)
-        self._second[key] = second
-        bucket = self._buckets.get(second)
-        if bucket is None:
-            bucket = self._buckets[second] = set()
-            heapq.heappush(self._heap, second)
-            # Seconds whose bucket became empty stay in the heap; they may not outgrow those that count.
-            if len(self._heap) > 2 * len(self._buckets) + 64:
-                self._heap = sorted(self._buckets)
-        bucket.add(key)
-
-    def discard(self, key: Key) -> None:
-        """Forget `key`."""
-        second = self._second.pop(key, None)
-        if second is not None:
-            bucket = self._buckets[second]
-            bucket.discard(key)
-            if not bucket:
-                del self._buckets[second]
-
-    def next_timer(self) -> float | None:
-        """When the first key ends, or None."""
-        while self._heap and self._heap[0] not in self._buckets:
-            heapq.heappop(self._heap)
-        return float(self._heap[0]) if self._heap else None
-
-    def due(self, now: float) -> list[Key]:
-        """Take out the keys that have ended."""
-        ended: list[Key] = []
-        while self._heap and self._heap[0] <= now:
-            for key in self._buckets.pop(heapq.heappop(self._heap), ()):
-                del self._second[key]
-                ended.append(key)
-        return ended
-
-
 class Directory:
     """Flows, registrations and bindings of one worker.
 
@@ -160,6 +106,8 @@ class Directory:
         self._key_of_handle: dict[bytes, RegistrationKey] = {}
         self.changed: set[RegistrationKey] | None = None
         """Keys of registrations that changed since somebody who keeps a journal set it to an empty set."""
+        self.changed_bindings: set[bytes] | None = None
+        """AORs whose bindings changed since somebody who stores them set it to an empty set."""
         self._flows_of_key: dict[RegistrationKey, list[bytes]] = {}
         self._keys_of_flow: dict[bytes, set[RegistrationKey]] = {}
         self._keys_of_aor: dict[bytes, set[RegistrationKey]] = {}
@@ -353,7 +301,25 @@ class Directory:
             if not self._sources[source]:
                 del self._sources[source]
         self._schedule_bindings(aor)
+        if self.changed_bindings is not None:
+            self.changed_bindings.add(aor)
         return True
+
+    def restore_bindings(self, bindings: Iterable[Binding], now: float) -> None:
+        """Take up what an earlier process stored. Its browsers are gone, and have `reconnect_grace` to come back.
+
+        Dialogs of theirs are theirs again then (rule D3); phones are where they were (G5).
+        """
+        by_aor: dict[bytes, list[Binding]] = {}
+        for binding in bindings:
+            if binding.expires_at > now:
+                by_aor.setdefault(binding.aor, []).append(binding)
+        for aor, found in by_aor.items():
+            if self.replace_bindings(aor, found, now):
+                for one in found:
+                    if one.flow:
+                        key = one.aor, one.instance, one.reg_id, one.contact
+                        self.remember(Registration(*key, one.flow, one.expires_at), now)
 
     def ends_at(self, binding: Binding) -> float:
         """When a binding is over: it expires, or its flow has been gone for `reconnect_grace` (G2)."""

@@ -46,6 +46,7 @@ from wsgate.sip.registrar import Registrar
 from wsgate.sip.targets import BackendSettings
 from wsgate.sip.transaction import TransactionSettings
 from wsgate.statefile import StateFile
+from wsgate.store import StoreWriter, open_store
 from wsgate.ws.handshake import Refusal
 
 MEMORY_CHECK_SECONDS = 1.0
@@ -88,6 +89,7 @@ class Gateway:
         self._web = web.WebApplication(configuration, web.phone_files(), self.status, self._counters, self._turn_port)
         self._listeners = [self._new_listener(name, files) for name in configuration.listeners]
         self._media = self._new_media(configuration, files)
+        self._store = self._open_store(configuration)
         self._housekeeper: gevent.Greenlet | None = None
         self._state = self._open_state(configuration, files)
 
@@ -102,6 +104,8 @@ class Gateway:
                 raise StartError(f"[turn]: cannot start: {error.strerror}") from None
         for listener in self._listeners:
             listener.start()
+        if self._store is not None:
+            self._store.start()
         self._housekeeper = gevent.spawn(self._keep_house)
 
     def stop(self, reason_code: int) -> None:
@@ -122,6 +126,8 @@ class Gateway:
         if self._state is not None:
             self._state.replace(self._edge.state(now()))
             self._state.close()
+        if self._store is not None:
+            self._store.stop()
         self._backends.close()
         self._resolver.close()
         self._signalling.stop()
@@ -221,6 +227,13 @@ class Gateway:
             return None
         state.replace(self._edge.state(now()))
         return state
+
+    def _open_store(self, configuration: Configuration) -> StoreWriter | None:
+        """The bindings of an earlier process, taken up; None where they are kept in memory alone."""
+        if not configuration.databases():
+            return None
+        name = configuration.registrar.store
+        return open_store(configuration.directory / name, name, self._directory, time.time() - now(), self._counters)
 
     def _new_digest(self, configuration: Configuration, files: Files) -> Digest:
         return Digest(

@@ -13,6 +13,13 @@ INI = ""
 """The name under which the ini file itself is handed over."""
 
 
+SQLITE_MAGIC = b"SQLite format 3\0"
+"""How every SQLite database begins."""
+
+STORE_ID = 0x77736762
+"""The application id in the header of the database of bindings."""
+
+
 class Endpoint(NamedTuple):
     """One socket that the supervisor opens: `kind` is listener, sip-udp, sip-tcp, sip-tls or turn-udp.
 

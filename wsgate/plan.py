@@ -43,6 +43,7 @@ class Plan(NamedTuple):
     places: tuple[str, ...]
     files: tuple[FileReference, ...]
     states: tuple[FileReference, ...]
+    databases: tuple[FileReference, ...]
     notices: tuple[str, ...]
 
     @property
@@ -111,6 +112,7 @@ def _encoded(configuration: Configuration) -> dict[str, Any]:
         "places": configuration.places(),
         "files": configuration.files(),
         "states": configuration.states(),
+        "databases": configuration.databases(),
         "notices": configuration.notices,
     }
 
@@ -119,6 +121,7 @@ def _decoded(report: dict[str, Any]) -> Plan:
     endpoints = tuple(Endpoint(kind, name, Address(*address)) for kind, name, address in report.pop("endpoints"))
     files = tuple(FileReference(*reference) for reference in report.pop("files"))
     states = tuple(FileReference(*reference) for reference in report.pop("states"))
+    report["databases"] = tuple(FileReference(*reference) for reference in report["databases"])
     places, notices = tuple(report.pop("places")), tuple(report.pop("notices"))
     return Plan(endpoints=endpoints, files=files, states=states, places=places, notices=notices, **report)
 

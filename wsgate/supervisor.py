@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from wsgate import control, daemon, log, plan, sockets
+from wsgate import control, daemon, databases, log, plan, sockets
 from wsgate.control import Channel, Message
 from wsgate.daemon import Account
 from wsgate.errors import StartError
@@ -141,6 +141,7 @@ class Supervisor:
         daemon.raise_descriptor_limit()
         self._sockets = sockets.open_sockets(current)
         self._files = sockets.read_files(current)
+        databases.give(current, self._account)
 
     def _open_log(self, current: Plan) -> None:
         """Send this process's log where the plan says, and keep a file's descriptor for workers. Raises StartError."""
@@ -351,6 +352,7 @@ class Supervisor:
         try:
             new = plan.read(self._path)
             files = sockets.read_files(new)
+            databases.give(new, self._account)
             self._open_log(new)
         except StartError as error:
             logger.error("reload refused, everything stays as it is: %s", error)

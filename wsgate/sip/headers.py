@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from typing import NamedTuple
 
@@ -28,6 +29,9 @@ _VIA = re.compile(
 )
 _TOKEN = re.compile(rb"[A-Za-z0-9.!%*_+`'~-]+\Z")
 _ESCAPED = re.compile(rb"%([0-9A-Fa-f]{2})")
+
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 SEQUENCE_LIMIT = 2**31
 """A CSeq number is less than this (RFC 3261 §8.1.1.5)."""
@@ -211,6 +215,13 @@ def parse_cseq(raw: bytes) -> tuple[int, bytes]:
     if not number.isdigit() or len(number) > 10 or int(number) >= SEQUENCE_LIMIT or not _TOKEN.match(method):
         raise ProtocolError("malformed CSeq")
     return int(number), method
+
+
+def date_value(wall: float) -> bytes:
+    """Date (RFC 3261 §20.17): always GMT, English whatever the locale."""
+    at = datetime.datetime.fromtimestamp(wall, datetime.timezone.utc)
+    day, month = _DAYS[at.weekday()], _MONTHS[at.month - 1]
+    return f"{day}, {at.day:02d} {month} {at.year} {at:%H:%M:%S} GMT".encode()
 
 
 def is_token(value: bytes) -> bool:

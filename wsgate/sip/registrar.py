@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -24,7 +23,7 @@ from wsgate.sip.contacts import (
 )
 from wsgate.sip.digest import Digest, DigestAlgorithm
 from wsgate.sip.gruu import TemporaryGruus, public_gruu
-from wsgate.sip.headers import Uri, parse_name_addr, parse_uri
+from wsgate.sip.headers import Uri, date_value, parse_name_addr, parse_uri
 from wsgate.sip.location_service import LocationService
 from wsgate.sip.message import Message
 
@@ -39,11 +38,18 @@ MAX_CALL_ID_BYTES = 512
 ANONYMOUS = b"anonymous@anonymous.invalid"
 """The From of a caller who wants to stay unnamed (RFC 3323 §4.1, G4)."""
 
+MEMORY = "memory"
+"""The `store` that is none."""
+
 _SUPPORTED = (b"path", b"outbound", b"gruu")
-_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 HeaderLines = tuple[tuple[bytes, bytes], ...]
+
+
+def _store(text: str) -> str:
+    if not text:
+        raise ValueError("it must not be empty")
+    return MEMORY if text.lower() == MEMORY else text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +59,7 @@ class RegistrarSettings:
     realm: str = option("example.com", TEXT)
     users: str = option("users.htdigest", TEXT)
     digest_algorithms: tuple[DigestAlgorithm, ...] = option(tuple(DigestAlgorithm), listed(choice(DigestAlgorithm)))
-    store: str = option("memory", TEXT, later="a store that survives a restart")
+    store: str = option(MEMORY, (_store, "memory, or a file name"))
     min_expires: int = option(60, integer(1, 86400))
     max_expires: int = option(3600, integer(1, 2592000))
     max_contacts: int = option(10, integer(1, 1000))
@@ -295,7 +301,7 @@ class Registrar:
 
     def _date_at(self, wall_second: int) -> bytes:
         if self._date[0] != wall_second:
-            self._date = (wall_second, _date(wall_second))
+            self._date = (wall_second, date_value(wall_second))
         return self._date[1]
 
     # Who is who
@@ -387,13 +393,6 @@ def _owns(user: str, uri: Uri) -> bool:
     """A user owns the AOR of the same name; the user name may also be the whole AOR."""
     aor = uri.address_of_record
     return user.encode() in (aor.rpartition(b"@")[0], aor)
-
-
-def _date(wall: float) -> bytes:
-    """RFC 3261 §20.17: always GMT, English whatever the locale."""
-    at = datetime.datetime.fromtimestamp(wall, datetime.timezone.utc)
-    day, month = _DAYS[at.weekday()], _MONTHS[at.month - 1]
-    return f"{day}, {at.day:02d} {month} {at.year} {at:%H:%M:%S} GMT".encode()
 
 
 def _phrase(reason: str) -> str:
