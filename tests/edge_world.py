@@ -63,6 +63,7 @@ class World:
         directory: Directory | None = None,
         dialogs: int = 1000,
         first_number: int = 1,
+        protected_headers: frozenset[bytes] = frozenset(),
         **settings: object,
     ) -> None:
         numbers = count(first_number)
@@ -88,6 +89,7 @@ class World:
             registrar=registrar,
             random_bytes=random_bytes,
             counters=self.counters,
+            protected_headers=protected_headers,
         )
         self.sent: list[tuple[Hop, bytes]] = []
         self.asked: list[Resolve | Connect] = []

@@ -84,6 +84,11 @@ class Daemon:
         return self._process.popen.pid
 
     @property
+    def pid(self) -> int:
+        """The process that was started: the supervisor."""
+        return self._process.popen.pid
+
+    @property
     def log(self) -> str:
         """What the daemon wrote."""
         return self._process.output
