@@ -15,7 +15,7 @@ from tests.interop.process import Process, free_port, wait_for
 ROOT = Path(__file__).resolve().parents[2]
 HEAD = """
 [wsgate]
-user =
+user = {user}
 group =
 log_level = debug
 key_file = {directory}/wsgate.key
@@ -43,13 +43,21 @@ class Daemon:
     """
 
     def __init__(
-        self, directory: Path, text: str, *, listener: str = "", sip_options: str = "", sip_host: str = "127.0.0.1"
+        self,
+        directory: Path,
+        text: str,
+        *,
+        listener: str = "",
+        sip_options: str = "",
+        sip_host: str = "127.0.0.1",
+        user: str = "",
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.http, self.sip, self.sip_host = free_port(), free_port(sip_host), sip_host
         self.ini = directory / "wsgate.ini"
         head = HEAD.format(
             directory=directory,
+            user=user,
             http=self.http,
             sip=self.sip,
             sip_host=sip_host,
@@ -69,6 +77,11 @@ class Daemon:
         self._process.ready(self._healthy, 20)
 
     @property
+    def running(self) -> bool:
+        """True until it has ended."""
+        return self._process.running
+
+    @property
     def url(self) -> str:
         """Where a browser connects."""
         return f"ws://127.0.0.1:{self.http}/ws"
@@ -77,11 +90,6 @@ class Daemon:
     def address(self) -> tuple[str, int]:
         """The plain listener."""
         return ("127.0.0.1", self.http)
-
-    @property
-    def pid(self) -> int:
-        """The process that was started: the supervisor."""
-        return self._process.popen.pid
 
     @property
     def pid(self) -> int:
