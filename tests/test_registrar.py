@@ -421,7 +421,7 @@ def test_max_contacts_403_while_all_live():
     office.register(b"<sip:a@b>", b"<sip:c@d>")
     answer = office.register(b"<sip:e@f>", flow=b"two")
     assert answer.status == 403
-    assert header(answer, b"Warning") == [b'399 wsgate "max_contacts is 2"']
+    assert header(answer, b"Warning") == [b'399 wsgate "[registrar] max_contacts is 2"']
     assert len(office.contacts()) == 2
     assert office.register(b"<sip:a@b>").status == 200
     assert office.register(b"<sip:a@b>;expires=0", b"<sip:e@f>").status == 200

@@ -22,7 +22,7 @@ from wsgate.sip.flow import Flow, FlowTable, RandomBytes
 from wsgate.sip.forwarding import RETRY_AFTER_SECONDS, Forwarding
 from wsgate.sip.identities import Identities
 from wsgate.sip.journal import Journal
-from wsgate.sip.message import Message, response_to
+from wsgate.sip.message import Message, response_to, warning
 from wsgate.sip.names import Names
 from wsgate.sip.orphans import Orphans
 from wsgate.sip.proxy import (
@@ -37,7 +37,7 @@ from wsgate.sip.proxy import (
     ToFlow,
     ToService,
     is_secure_only,
-    warning,
+    malformed,
 )
 from wsgate.sip.registrar import Registrar
 from wsgate.sip.screening import Screening, reply_place, with_via_parameters
@@ -56,6 +56,11 @@ from wsgate.sip.transaction import (
 )
 
 Effect = Send | Resolve | Connect | Disconnect
+
+DIALOGS_FULL = "the dialog table is full ([limits] dialogs)"
+
+NO_INVITE = Answer(481, "Call/Transaction Does Not Exist", (warning("no INVITE is there for this CANCEL"),))
+"""Rule B5."""
 
 ADMITTED = Admitted()
 """An upgrade of which nothing was asked and nothing is forwarded."""
@@ -155,7 +160,8 @@ class Edge:
         if flow is None or message is None or not message.is_request:
             return []
         self._counters.count("sip_messages_over_rate")
-        return self._stateless(message, flow.hop, Answer(503, "Service Unavailable", _retry("too many messages")))
+        headers = _retry("too many messages ([limits] messages_per_second)")
+        return self._stateless(message, flow.hop, Answer(503, "Service Unavailable", headers))
 
     def from_backend(self, hop: Hop, data: bytes, now: float) -> list[Effect]:
         """One message from the backend side; `hop` is its source (and connection)."""
@@ -269,7 +275,7 @@ class Edge:
         if message.flaw:
             # Judged before it may match or make a transaction: its Via, tags or CSeq are not to be trusted.
             self._counters.count("sip_malformed_requests")
-            return self._stateless(message, hop, self._proxy.judge(message) or Answer(400, "Bad Request"))
+            return self._stateless(message, hop, self._proxy.judge(message) or malformed(message.flaw))
         return self._run(self._layer.receive_request(message, hop, now), now)
 
     def _stateless(self, message: Message, hop: Hop, answer: Answer) -> list[Effect]:
@@ -331,7 +337,7 @@ class Edge:
             else:
                 branches = self._branches(decision, message, now)
         except ProtocolError as error:
-            branches = Answer(400, f"Bad Request: {error.reason}")
+            branches = malformed(error.reason)
         if isinstance(branches, Answer):
             return self._answer(server, message, branches, now)
         return self._forward(server, message, arrival, leg, branches, now)
@@ -340,7 +346,7 @@ class Edge:
         # Rule B5: 200 at once, or 481 where nothing matches.
         invite = self._layer.invite_server(message, hop)
         if invite is None:
-            return self._answer(server, message, Answer(481, "Call/Transaction Does Not Exist"), now)
+            return self._answer(server, message, NO_INVITE, now)
         effects: list[object] = list(self._answer(server, message, Answer(200, "OK"), now))
         if isinstance(invite.user, Context):
             effects += self._forwarding.cancel(invite.user, now, message.header(b"reason") or b"")
@@ -356,8 +362,8 @@ class Edge:
                 branches = self._services.serve(decision, message, arrival, now)
             else:
                 branches = self._branches(decision, message, now)
-        except ProtocolError:
-            branches = Answer(400, "Bad Request")
+        except ProtocolError as error:
+            branches = malformed(error.reason)
         if isinstance(branches, Answer):
             self._counters.count("sip_acks_dropped")
             return ()
@@ -372,28 +378,28 @@ class Edge:
         if message.method not in BEGINNERS or message.to_tag:
             return None
         if self.draining:
-            return Answer(503, "Service Unavailable", _retry("shutting down"))
+            return Answer(503, "Service Unavailable", _retry("shutting down, calls that are up go on (drain_timeout)"))
         if not self._dialogs.full:
             return None
         self._counters.count("sip_dialogs_full")
         if arrival.flow is None:
-            return Answer(480, "Temporarily Unavailable", (warning("the dialog table is full"),))
-        return Answer(503, "Service Unavailable", _retry("the dialog table is full"))
+            return Answer(480, "Temporarily Unavailable", (warning(DIALOGS_FULL),))
+        return Answer(503, "Service Unavailable", _retry(DIALOGS_FULL))
 
-    def _branches(self, decision: object, message: Message, now: float) -> list[Branch] | Answer:
+    def _branches(
+        self, decision: Answer | ToBackend | ToDirect | ToFlow, message: Message, now: float
+    ) -> list[Branch] | Answer:
         if isinstance(decision, Answer):
             return decision
         if isinstance(decision, ToBackend):
             return [Branch(backend=decision.backend, targets=decision.targets, drop_routes=decision.drop_routes)]
         if isinstance(decision, ToDirect):
             return [Branch(targets=[decision.target], drop_routes=decision.drop_routes)]
-        if isinstance(decision, ToFlow):
-            if is_secure_only(message):
-                return SECURE_ONLY
-            # Rule C2: what its Route brought here may still name a GRUU, which the browser does not know as its own.
-            uri = decision.uri or self._services.contact_behind_gruu(message, decision.flow.id, now)
-            return [Branch(flow=decision.flow, drop_routes=decision.drop_routes, uri=uri)]
-        return Answer(404, "Not Found")
+        if is_secure_only(message):
+            return SECURE_ONLY
+        # Rule C2: what its Route brought here may still name a GRUU, which the browser does not know as its own.
+        uri = decision.uri or self._services.contact_behind_gruu(message, decision.flow.id, now)
+        return [Branch(flow=decision.flow, drop_routes=decision.drop_routes, uri=uri)]
 
     def _forward(
         self,

@@ -17,9 +17,9 @@ from wsgate.sip.attempts import Attempts
 from wsgate.sip.compose import LoopDetection
 from wsgate.sip.contexts import Branch, Context, Effect, Orphaned, Outcome, Retain, Stray
 from wsgate.sip.flow import FlowTokens, RandomBytes
-from wsgate.sip.message import Edit, Message, response_to
+from wsgate.sip.message import Edit, Message, response_to, warning
 from wsgate.sip.names import Names
-from wsgate.sip.proxy import Arrival, Backends, SipSettings, warning
+from wsgate.sip.proxy import Arrival, Backends, SipSettings
 from wsgate.sip.rewriting import HANDLE_PARAMETER, contact_uri, restored
 from wsgate.sip.targets import BackendSettings
 from wsgate.sip.tracking import Party, Tracker

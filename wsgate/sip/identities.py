@@ -11,8 +11,8 @@ from wsgate.sip.contexts import Disconnect
 from wsgate.sip.dialogs import DialogTable
 from wsgate.sip.flow import Flow
 from wsgate.sip.headers import parse_uri
-from wsgate.sip.message import Message
-from wsgate.sip.proxy import NO_DIALOG, Answer, Proxy, warning
+from wsgate.sip.message import Message, warning
+from wsgate.sip.proxy import NO_DIALOG, Answer, Proxy
 
 EXPIRED = "the identity of this connection has expired"
 FOREIGN_FROM = "From is not of the identity (cookie, token) that this connection showed"

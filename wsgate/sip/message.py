@@ -429,6 +429,12 @@ def response_to(
     return b"".join(lines)
 
 
+def warning(text: str) -> tuple[bytes, bytes]:
+    """A Warning header that tells an administrator which rule spoke (RFC 3261 §20.43)."""
+    clean = text.encode("ascii", "replace").replace(b"\\", b"").replace(b'"', b"'")
+    return b"Warning", b'399 wsgate "' + clean + b'"'
+
+
 def _has_tag(request: Message) -> bool:
     try:
         return bool(request.to_tag)

@@ -34,7 +34,7 @@ from wsgate.sip.compose import max_forwards
 from wsgate.sip.dialogs import DialogTable, Side
 from wsgate.sip.flow import Flow, FlowTable, Token, Verdict
 from wsgate.sip.headers import NameAddr, Uri, host_port, parse_name_addr, parse_uri, same_uri
-from wsgate.sip.message import Message
+from wsgate.sip.message import Message, warning
 from wsgate.sip.names import Names
 from wsgate.sip.rewriting import handle_in
 from wsgate.sip.targets import BackendSettings, Target
@@ -165,16 +165,15 @@ class Popped(NamedTuple):
     tokens: tuple[tuple[Token, bool], ...]
 
 
-def warning(text: str) -> tuple[bytes, bytes]:
-    """A Warning header that tells an administrator which rule spoke (RFC 3261 §20.43)."""
-    clean = text.encode("ascii", "replace").replace(b"\\", b"").replace(b'"', b"'")
-    return b"Warning", b'399 wsgate "' + clean + b'"'
-
-
 FORGED = Answer(403, "Forged Flow Token", (warning("flow token with a wrong signature"),))
 SECURE_ONLY = Answer(416, "Unsupported URI Scheme", (warning("sips: towards a browser"),))
 """Rule C2: JsSIP would answer so; a browser cannot show that its leg is TLS to the end."""
 NO_DIALOG = Answer(481, "Call/Transaction Does Not Exist", (warning("no dialog with this Call-ID and these tags"),))
+
+
+def malformed(reason: str) -> Answer:
+    """400 with what is wrong, in the Reason phrase and for an administrator (table A)."""
+    return Answer(400, f"Bad Request: {reason}", (warning(reason),))
 
 
 class Proxy:
@@ -216,24 +215,26 @@ class Proxy:
     def judge(self, message: Message) -> Answer | None:
         """The checks before routing (RFC 3261 §16.3): syntax, Request-URI, Max-Forwards, loop, Proxy-Require."""
         if message.flaw:
-            version = message.flaw == "unknown SIP version"
-            return Answer(505, "Version Not Supported") if version else Answer(400, f"Bad Request: {message.flaw}")
+            if message.flaw == "unknown SIP version":
+                return Answer(505, "Version Not Supported", (warning("only SIP/2.0 is spoken here"),))
+            return malformed(message.flaw)
         scheme = message.uri.partition(b":")[0].lower()
         if scheme not in (b"sip", b"sips"):
-            return Answer(416, "Unsupported URI Scheme")
+            return Answer(416, "Unsupported URI Scheme", (warning("only sip: and sips: are routed here"),))
         if parse_uri(message.uri).headers is not None:
-            return Answer(400, "Bad Request: headers in the Request-URI")
+            return malformed("headers in the Request-URI")
         try:
             remaining = max_forwards(message)
         except ValueError as error:
-            return Answer(400, f"Bad Request: {error}")
+            return malformed(str(error))
         if remaining == 0:
-            return Answer(483, "Too Many Hops")
+            return Answer(483, "Too Many Hops", (warning("Max-Forwards is used up"),))
         if self._is_looped(message):
-            return Answer(482, "Loop Detected")
+            return Answer(482, "Loop Detected", (warning("this request has been here before, unchanged"),))
         unknown = message.values(b"proxy-require")
         if unknown and message.method not in (b"ACK", b"CANCEL"):
-            return Answer(420, "Bad Extension", ((b"Unsupported", b", ".join(unknown)),))
+            headers = ((b"Unsupported", b", ".join(unknown)), warning("Proxy-Require names what wsgate does not know"))
+            return Answer(420, "Bad Extension", headers)
         return None
 
     def _pop(self, routes: list[NameAddr], arrival: Arrival) -> Popped:
@@ -357,7 +358,7 @@ class Proxy:
             return onward
         if is_numeric(uri.host):
             return self._refused(uri)
-        return Answer(404, "Not Found", (warning(f"the domain {uri.host[:100]} is not served here"),))
+        return Answer(404, "Not Found", (warning(f"the domain {uri.host[:100]} is not served here: no [backend]"),))
 
     def _onward(self, message: Message, flow: Flow, next_hop: bytes, popped: Popped, now: float) -> Decision:
         """Rule D1: the only ways on for a Route that is not ours, or a request inside a dialog."""

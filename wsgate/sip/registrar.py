@@ -25,7 +25,7 @@ from wsgate.sip.digest import Digest, DigestAlgorithm
 from wsgate.sip.gruu import TemporaryGruus, public_gruu
 from wsgate.sip.headers import Uri, date_value, parse_name_addr, parse_uri
 from wsgate.sip.location_service import LocationService
-from wsgate.sip.message import Message
+from wsgate.sip.message import Message, warning
 
 MAX_CONTACTS_PER_REQUEST = 16
 """Contact values of one REGISTER, where max_contacts allows no more."""
@@ -88,10 +88,10 @@ class Judgement(NamedTuple):
 class _Refused(Exception):
     """Ends the processing of one request with this answer; nothing was changed."""
 
-    def __init__(self, status: int, reason: str, headers: Iterable[tuple[bytes, bytes]] = (), why: str = "") -> None:
+    def __init__(self, status: int, reason: str, why: str, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        """`why` tells an administrator which rule spoke."""
         super().__init__(reason)
-        warning = ((b"Warning", b'399 wsgate "%b"' % why.encode()),) if why else ()
-        self.answer = RegistrarAnswer(status, reason, (*headers, *warning))
+        self.answer = RegistrarAnswer(status, reason, (*headers, warning(why)))
 
 
 class Registrar:
@@ -132,9 +132,11 @@ class Registrar:
             answer = refused.answer
         except OutOfOrder as error:
             # RFC 3261 §12.2.2 has the status for a CSeq that does not rise.
-            answer = RegistrarAnswer(500, _phrase(error.reason))
+            answer = RegistrarAnswer(
+                500, _phrase(error.reason), (warning("this CSeq does not rise within its Call-ID"),)
+            )
         except ProtocolError as error:
-            answer = RegistrarAnswer(400, _phrase(error.reason))
+            answer = RegistrarAnswer(400, _phrase(error.reason), (warning(error.reason),))
         self._counters.count("registrar_accepted" if answer.status == 200 else "registrar_refused")
         return answer
 
@@ -143,7 +145,7 @@ class Registrar:
         try:
             aor = message.from_.parsed_uri().address_of_record
         except ProtocolError as error:
-            return Judgement(False, 400, _phrase(error.reason + " in From"))
+            return Judgement(False, 400, _phrase(error.reason + " in From"), (warning(error.reason + " in From"),))
         registered = {own for own in self._directory.aors_of(flow) if self._is_registered(own, flow, now)}
         if aor in registered or (registered and aor == ANONYMOUS):
             return Judgement(True)
@@ -153,10 +155,13 @@ class Registrar:
         if user is None:
             self._counters.count("digest_stale" if stale else "digest_failed" if lines else "digest_challenged")
             challenge = self._digest.challenge(realm, True, stale, now)
-            return Judgement(False, 407, "Proxy Authentication Required", tuple(challenge))
+            return Judgement(
+                False, 407, "Proxy Authentication Required", (*challenge, warning(self._credentials_missing(stale)))
+            )
         if aor == ANONYMOUS or self._may_call_as(user, aor, message):
             return Judgement(True)
-        return Judgement(False, 403, "From belongs to another user")
+        text = "From is neither registered on this connection nor the AOR of the user who authenticated"
+        return Judgement(False, 403, "From belongs to another user", (warning(text),))
 
     # REGISTER, step by step (RFC 3261 §10.3)
 
@@ -194,16 +199,23 @@ class Registrar:
         user, stale = self._digest.verify(lines, message.method, message.uri, realm, now)
         if user is None:
             self._counters.count("digest_stale" if stale else "digest_failed" if lines else "digest_challenged")
-            raise _Refused(401, "Unauthorized", self._digest.challenge(realm, False, stale, now))
+            challenge = self._digest.challenge(realm, False, stale, now)
+            raise _Refused(401, "Unauthorized", self._credentials_missing(stale), challenge)
         return user
+
+    def _credentials_missing(self, stale: bool) -> str:
+        """The same text for an unknown user, a wrong password, and none at all (rule G3)."""
+        if stale:
+            return "the nonce has been used up; the new one is to be used"
+        return f"digest credentials of the realm {self.settings.realm} are needed ([registrar] users)"
 
     def _authorize(self, message: Message, user: str) -> bytes:
         """Steps 4 and 5: the AOR, which belongs to this user and to the domain of the Request-URI."""
         to = message.to.parsed_uri()
         if not _owns(user, to):
-            raise _Refused(403, "Forbidden", why="this user may not register this address of record")
+            raise _Refused(403, "Forbidden", "this user may not register this address of record")
         if to.host != parse_uri(message.uri).host:
-            raise _Refused(404, "Not Found", why="the domain of To is not that of the Request-URI")
+            raise _Refused(404, "Not Found", "the domain of To is not that of the Request-URI")
         aor = to.address_of_record
         if len(aor) > MAX_AOR_BYTES or len(message.call_id) > MAX_CALL_ID_BYTES:
             raise ProtocolError("To or Call-ID too long")
@@ -225,7 +237,8 @@ class Registrar:
         for request in requests:
             if 0 < request.seconds < min(self.settings.min_expires, MALFORMED_EXPIRES_SECONDS):
                 shortest = b"%d" % self.settings.min_expires
-                raise _Refused(423, "Interval Too Brief", [(b"Min-Expires", shortest)])
+                why = f"[registrar] min_expires is {self.settings.min_expires}"
+                raise _Refused(423, "Interval Too Brief", why, [(b"Min-Expires", shortest)])
         if sum(1 for request in requests if request.reg_id and request.seconds) > 1:
             raise ProtocolError("more than one Contact with reg-id")
         return [request._replace(seconds=min(request.seconds, self.settings.max_expires)) for request in requests]
@@ -244,7 +257,7 @@ class Registrar:
             if binding.flow and not self._directory.has_flow(binding.flow) and id(binding) not in fresh
         ]
         if len(dead) < excess:
-            raise _Refused(403, "Too Many Contacts", why=f"max_contacts is {self.settings.max_contacts}")
+            raise _Refused(403, "Too Many Contacts", f"[registrar] max_contacts is {self.settings.max_contacts}")
         dead.sort(key=lambda binding: binding.registered_at)
         leaving = {id(binding) for binding in dead[:excess]}
         return tuple(binding for binding in new if id(binding) not in leaving)
@@ -261,7 +274,7 @@ class Registrar:
         directory = self._directory
         if not directory.replace_bindings(aor, new, now):
             self._counters.count("registrar_full")
-            raise _Refused(503, "Service Unavailable", [(b"Retry-After", b"60")], "the location table is full")
+            raise _Refused(503, "Service Unavailable", "the location table is full", [(b"Retry-After", b"60")])
         kept = {_key(binding) for binding in new}
         removed = tuple(binding for binding in old if _key(binding) not in kept)
         for binding in removed:
@@ -357,14 +370,15 @@ def _check_require(message: Message) -> None:
     """Step 2 (RFC 3261 §8.2.2.3): 420 names what we do not know."""
     unknown = [token for token in message.values(b"require") if token.lower() not in _SUPPORTED]
     if unknown:
-        raise _Refused(420, "Bad Extension", [(b"Unsupported", b", ".join(unknown))])
+        why = "Require names what this registrar does not know"
+        raise _Refused(420, "Bad Extension", why, [(b"Unsupported", b", ".join(unknown))])
 
 
 def _check_no_gruu(requests: Sequence[ContactRequest], aor: bytes) -> None:
     """A GRUU of the domain leads back to its own binding: it is no Contact (RFC 5627 §5.1)."""
     domain = aor.rpartition(b"@")[2].decode()
     if any(b"gr" in request.parsed.parameters and request.parsed.host == domain for request in requests):
-        raise _Refused(403, "Forbidden", why="a GRUU of this domain cannot be registered as Contact")
+        raise _Refused(403, "Forbidden", "a GRUU of this domain cannot be registered as Contact")
 
 
 def _path(message: Message) -> tuple[bytes, ...]:
@@ -373,7 +387,8 @@ def _path(message: Message) -> tuple[bytes, ...]:
     if not values:
         return ()
     if not message.has_token(b"supported", b"path"):
-        raise _Refused(421, "Extension Required", [(b"Require", b"path")])
+        why = "a Path was added for a client that does not support path (RFC 3327)"
+        raise _Refused(421, "Extension Required", why, [(b"Require", b"path")])
     if sum(map(len, values)) > MAX_PATH_BYTES:
         raise ProtocolError("Path too long")
     for value in values:
@@ -386,7 +401,7 @@ def _check_first_hop(message: Message, path: tuple[bytes, ...]) -> None:
     if len(message.values(b"via")) <= 1:
         return
     if not path or b"ob" not in parse_name_addr(path[-1]).parsed_uri().parameters:
-        raise _Refused(439, "First Hop Lacks Outbound Support")
+        raise _Refused(439, "First Hop Lacks Outbound Support", "the first proxy left no ob in its Path (RFC 5626)")
 
 
 def _owns(user: str, uri: Uri) -> bool:

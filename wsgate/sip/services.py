@@ -12,8 +12,8 @@ from wsgate.sip.compose import shows_outbound
 from wsgate.sip.contexts import Branch, Retain, Way
 from wsgate.sip.flow import FlowTable
 from wsgate.sip.headers import parse_uri
-from wsgate.sip.message import Message
-from wsgate.sip.proxy import SECURE_ONLY, Answer, Arrival, Service, ToService, is_secure_only, warning
+from wsgate.sip.message import Message, warning
+from wsgate.sip.proxy import SECURE_ONLY, Answer, Arrival, Service, ToService, is_secure_only
 from wsgate.sip.registrar import Registrar
 from wsgate.sip.registration import registrations
 from wsgate.sip.targets import Target
@@ -22,6 +22,7 @@ ALLOWED_METHODS = b"INVITE, ACK, CANCEL, BYE, OPTIONS, REGISTER, SUBSCRIBE, NOTI
 MAX_BREADTH = 60
 """Branches that a request without Max-Breadth may be forked into (RFC 5393 §5.3.3)."""
 
+NO_REGISTRAR = Answer(404, "Not Found", (warning("no [backend] has target = embedded since the start"),))
 NO_USER = Answer(404, "Not Found", (warning("there is no such user"),))
 NO_FLOW = Answer(480, "Temporarily Unavailable", (warning("no open flow leads to this user"),))
 
@@ -42,7 +43,7 @@ class Services:
             return Answer(200, "OK", headers)
         registrar = self._registrar
         if registrar is None:
-            return Answer(404, "Not Found")
+            return NO_REGISTRAR
         if decision.service is Service.LOCATION:
             return self._locate(registrar, decision, message, arrival, now)
         flow = b""

@@ -7,12 +7,14 @@ import hashlib
 from wsgate.addr import Hop
 from wsgate.errors import ProtocolError
 from wsgate.sip.headers import split_values
-from wsgate.sip.message import Message, response_to
+from wsgate.sip.message import Message, response_to, warning
 
 Key = tuple[object, ...]
 
 MAGIC_COOKIE = b"z9hG4bK"
 """A branch that begins so names a transaction (RFC 3261 §8.1.1.7)."""
+
+TABLE_FULL = "the transaction table is full ([limits] transactions)"
 
 RETRY_AFTER_SECONDS = 10
 """What the 503 of a full table tells the client (RFC 3261 §20.33)."""
@@ -115,7 +117,7 @@ def overloaded(request: Message) -> bytes:
         503,
         "Service Unavailable",
         to_tag=overload_tag(request),
-        headers=((b"Retry-After", b"%d" % RETRY_AFTER_SECONDS),),
+        headers=((b"Retry-After", b"%d" % RETRY_AFTER_SECONDS), warning(TABLE_FULL)),
     )
 
 
