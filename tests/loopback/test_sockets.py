@@ -31,6 +31,7 @@ def plan(
         places=tuple(f"[{endpoint.name}] bind" for endpoint in endpoints),
         files=files,
         states=(),
+        databases=(),
         notices=(),
     )
     return made._replace(**changes)
