@@ -337,13 +337,17 @@ def test_a_browsers_via_gets_no_received_unless_it_is_wanted(add_received):
     assert below.endswith(b";received=203.0.113.5") is add_received
 
 
-def test_add_received_harms_no_message_whose_lower_vias_are_broken():
-    """H4: bad input gets its answer and nothing else is lost."""
+@pytest.mark.parametrize("broken", ['\r\nVia: "', ";x=<", ";x=a<b\r\nVia: <", "\r\n ;y=<"])
+def test_received_harms_no_message_whose_vias_are_odd(broken):
+    """V2, H4: bad input gets its answer and nothing else is lost; what could be read can be edited."""
     world = World(add_received=True)
     flow = world.browser()
-    via = 'SIP/2.0/WSS abc.invalid;branch=z9hG4bKl\r\nVia: "'
-    world.from_browser(flow, request("MESSAGE", "sip:bob@example.com", via=via))
+    world.from_browser(
+        flow, request("MESSAGE", "sip:bob@example.com", via="SIP/2.0/WSS abc.invalid;branch=z9hG4bKl" + broken)
+    )
     assert world.one(PBX).via.transport == b"UDP"
+    world.from_backend(backend_request("MESSAGE", URI, via="SIP/2.0/UDP pbx.local;branch=z9hG4bKl;rport" + broken))
+    assert world.one(PBX).via.parameters[b"received"] == b"198.51.100.7"
 
 
 def test_a_call_of_the_browser_gets_a_bye_from_the_backend_by_the_token_of_its_route():

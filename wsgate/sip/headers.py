@@ -93,7 +93,14 @@ _TRANSPORTS[b"wss"] = Transport.WSS
 
 
 def split_spans(value: bytes) -> list[tuple[int, int]]:
-    """Start and end of each comma-separated part, white space outside. Raises ProtocolError (RFC 3261 §7.3.1)."""
+    """Start and end of each comma-separated part, white space outside. Raises ProtocolError (RFC 3261 §7.3.1).
+
+    The same parts as those of `split_values`, so that what was read can be edited.
+    """
+    if b"," not in value:
+        start = len(value) - len(value.lstrip())
+        end = len(value.rstrip())
+        return [(start, end)] if start < end else []
     spans = []
     position = 0
     length = len(value)
