@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wsgate.addr import Address, Hop, Transport
 from wsgate.directory import (
     MAX_FLOWS_PER_REGISTRATION,
     MAX_LIFETIME_SECONDS,
@@ -250,3 +251,58 @@ def test_moving_one_expiry_about_does_not_grow():
         expiries.set("key", 10_000.0 - number)
     assert len(expiries._heap) < 100
     assert expiries.next_timer() == 1.0
+
+
+# Phones, and what a store needs
+
+
+def test_a_phone_is_known_by_its_source_as_long_as_it_is_bound():
+    """D1, G5: counted, for two users may share a phone."""
+    known = directory()
+    source = Hop(Transport.UDP, Address("10.0.0.7", 5062))
+    phone = binding(b"")._replace(source=source._replace(connection=b"12345678"))
+    known.replace_bindings(AOR, [phone], 0.0)
+    known.replace_bindings(b"bob@example.com", [phone._replace(aor=b"bob@example.com")], 0.0)
+    assert known.has_source(source)
+    assert not known.has_source(source._replace(transport=Transport.TCP))
+    known.replace_bindings(AOR, [], 1.0)
+    assert known.has_source(source)
+    known.handle_timer(600.0)
+    assert not known.has_source(source)
+
+
+def test_the_source_of_a_browser_is_no_phones():
+    known = directory(b"one")
+    known.replace_bindings(AOR, [binding(b"one")._replace(source=Hop(Transport.WSS, Address("1.2.3.4", 5)))], 0.0)
+    assert not known.has_source(Hop(Transport.WSS, Address("1.2.3.4", 5)))
+
+
+def test_changed_bindings_are_noted_for_who_wants_to_know():
+    known = directory(b"one")
+    known.replace_bindings(AOR, [binding(b"one", expires_at=50.0)], 0.0)
+    assert known.changed_bindings is None
+    known.changed_bindings = set()
+    known.handle_timer(51.0)
+    assert known.changed_bindings == {AOR}
+
+
+def test_restored_browsers_have_the_grace_to_come_back_and_inherit():
+    """D3, G2: the flow of before is known to be gone; the same instance on a new flow takes its dialogs over."""
+    known = directory()
+    mine = binding(b"before")._replace(instance=INSTANCE, reg_id=1)
+    over = binding(b"older", contact=b"sip:over@x", expires_at=5.0)
+    known.restore_bindings([over, mine], 10.0)
+    assert known.bindings(AOR) == (mine,)
+    assert known.gone_since(b"before") == 10.0
+    known.flow_opened(b"new")
+    known.remember(registration(b"new"), 20.0)
+    assert known.heir(b"before") == b"new"
+    assert known.superseded(b"before", b"new")
+    known.handle_timer(70.0)
+    assert known.bindings(AOR) == ()
+
+
+def test_restoring_keeps_to_the_limit():
+    known = directory(max_bindings=1)
+    known.restore_bindings([binding(b"a"), binding(b"b", aor=b"bob@example.com")], 0.0)
+    assert known.counts()["bindings"] == 1
