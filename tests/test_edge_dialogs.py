@@ -320,6 +320,17 @@ def test_without_the_right_token_call_id_and_tags_a_stranger_stays_a_stranger(ol
     world = World()
     call = Call(world, world.browser())
     world.from_backend(call.backend_request("BYE").replace(old, new), DESK)
+    answer = world.one(DESK)
+    assert answer.status == 403
+    assert b"trusted_sources" in answer.header(b"warning")
+
+
+def test_the_tags_of_one_call_open_no_way_to_another_flow():
+    """N6: the token must be of a flow of that dialog."""
+    world = World()
+    call = Call(world, world.browser())
+    other = world.browser(port=40001)
+    world.from_backend(call.backend_request("INFO").replace(call.flow.token, other.token), DESK)
     assert world.one(DESK).status == 403
 
 

@@ -205,6 +205,9 @@ def test_an_address_and_port_to_which_a_backend_resolved_is_reached_by_its_trans
         ("sip:x@203.0.113.66", 403),
         ("sip:x@198.51.100.7:22", 403),
         ("sip:nobody@gate.example.org:443", 404),
+        ("sip:x@pbx.example.com:22", 404),
+        ("sip:x@pbx.example.com;transport=tls", 404),
+        ("sips:x@pbx.example.com", 404),
     ],
 )
 def test_an_unknown_domain_is_404_and_a_foreign_address_403_with_a_warning_that_names_it(uri, status):
