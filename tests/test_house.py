@@ -25,7 +25,7 @@ FLOORS = {
     ),
     "net": (
         "net/clock net/tls net/dtls net/readers net/stream net/datagram net/forwarded net/upgrade net/listener"
-        " net/nameserver net/resolver net/backend_codec net/backend_stream net/backend net/relay"
+        " net/nameserver net/resolver net/keep_alive net/backend_codec net/backend_stream net/backend net/relay"
     ),
     "assembly": "config web statefile signalling media store gateway",
     "process": "userfile control daemon plan sockets databases supervisor worker cli __main__",

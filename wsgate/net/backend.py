@@ -24,6 +24,7 @@ from wsgate.net.backend_codec import StreamLimits
 from wsgate.net.backend_stream import BackendStream, Peer
 from wsgate.net.clock import now
 from wsgate.net.datagram import DatagramSocket
+from wsgate.net.keep_alive import binding_answer, is_stun
 from wsgate.net.tls import ClientContexts
 from wsgate.sip.message import Message
 from wsgate.sip.targets import BackendSettings, Target
@@ -172,6 +173,12 @@ class BackendSockets:
         def received(data: bytes, source: Address) -> None:
             if len(data) <= 4 and not data.strip(b"\r\n\0"):
                 self._counters.count("sip_udp_keep_alives")
+                return
+            if is_stun(data):
+                answer = binding_answer(data, source) if self._allowed(source.host) else None
+                self._counters.count("sip_udp_keep_alives" if answer else "sip_udp_foreign_dropped")
+                if answer:
+                    datagrams.send(answer, source)
                 return
             self._counters.count("sip_udp_received")
             if len(self._datagrams) > 1:
