@@ -161,6 +161,20 @@ def test_when_the_connection_ends_the_next_flow_of_the_instance_is_tried():
     assert world.one(alice).status == 480
 
 
+def test_a_flow_that_closed_in_the_meantime_is_passed_over():
+    world = Office()
+    alice, old, middle, new = (world.browser(port=40000 + number) for number in range(4))
+    world.register_browser(alice, "alice")
+    for number, flow in enumerate((old, middle, new), 1):
+        world.now += 1
+        world.register_browser(flow, "bob", f';+sip.instance="<urn:uuid:b>";reg-id={number}')
+    located(world, alice, invite("sip:bob@example.com"))
+    world.apply(world.edge.flow_closed(middle.id, world.now))
+    world.from_browser(new, response(world.one(new), 430, "Flow Failed", to_tag="b1"))
+    assert world.one(old).method == b"INVITE"
+    assert world.take(middle) == []
+
+
 def test_an_answer_of_the_instance_ends_its_branch():
     """RFC 5626 §7: what is neither 408 nor 430 is never asked a second time."""
     world = Office()
@@ -509,6 +523,7 @@ def test_a_gruu_of_a_phone_is_found_inside_a_dialog_only_there():
     assert world.one(PHONE).uri == b"sip:bob@192.168.7.7:5060"
     world.from_browser(alice, in_dialog(taken, "BYE", gruu, to="<sip:bob@example.com>;tag=other"))
     assert world.one(alice).status == 481
+    world.register_browser(alice, "alice", ";expires=0")
     world.from_browser(alice, in_dialog(taken, "BYE", gruu))
     assert world.one(PHONE).method == b"BYE"
 
