@@ -116,6 +116,19 @@ def test_headers_over_max_header_bytes_are_refused_from_both_sides():
     assert world.one(PBX).status == 400, "also where rport had to be filled in"
 
 
+def test_more_header_lines_than_are_indexed_are_refused_with_room_for_our_own():
+    """H4: what leaves can still be read by ourselves, for its ACK and CANCEL."""
+    world = World(max_header_bytes=60000)
+    flow = world.browser()
+    for number, status in [(520, 400), (505, 400), (470, 0)]:
+        data = request("INVITE", "sip:bob@example.com", CONTACT, call_id=f"c{number}")
+        world.from_browser(flow, data.replace(b"Content-Length", b"X: y\r\n" * number + b"Content-Length"))
+        assert [answer.status for answer in world.take(flow)] == [status or 100]
+    invite = world.one(PBX)
+    world.from_backend(response(invite, 486, "Busy", to_tag="x"))
+    assert world.one(PBX).method == b"ACK"
+
+
 def test_more_messages_than_the_rate_allows_get_503_with_retry_after():
     """Table A."""
     world = World()

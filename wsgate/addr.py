@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import enum
 import ipaddress
+import re
 from typing import NamedTuple
+
+_OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_IPV4 = re.compile(rf"(?:{_OCTET}\.){{3}}{_OCTET}\Z")
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -81,6 +85,9 @@ def canonical_host(host: str) -> str:
     if host[-1:].isalpha() and ":" not in host and "%" not in host:
         # Neither IPv6 nor IPv4: a name is told at once, without the cost of a failed parse.
         return host.lower().rstrip(".")
+    if _IPV4.match(host):
+        # There is but one spelling of an IPv4 address, and most hosts are one.
+        return host
     try:
         return str(canonical_ip(ipaddress.ip_address(host.strip("[]").partition("%")[0])))
     except ValueError:
@@ -96,6 +103,10 @@ def canonical_ip(address: IPAddress) -> IPAddress:
 
 def is_numeric(host: str) -> bool:
     """True when `host` is an IP address, bracketed or not."""
+    if _IPV4.match(host):
+        return True
+    if host[-1:].isalpha() and ":" not in host and "%" not in host:
+        return False
     try:
         ipaddress.ip_address(host.strip("[]"))
     except ValueError:
@@ -135,6 +146,8 @@ def parse_network(text: str) -> Network:
 
 def in_networks(host: str, networks: tuple[Network, ...]) -> bool:
     """True when the IP address `host` lies in one of `networks`; a name lies in none."""
+    if not networks:
+        return False
     try:
         address = canonical_ip(ipaddress.ip_address(host))
     except ValueError:

@@ -13,6 +13,7 @@ Parameters = dict[bytes, bytes | None]
 
 _VALUE = re.compile(rb'(?:[^,"<]+|"(?:[^"\\]|\\.)*"|<[^>]*>)*', re.DOTALL)
 _PARAMETER = re.compile(rb';[ \t]*([^\s;=,"<>]+)(?:[ \t]*=[ \t]*("(?:[^"\\]|\\.)*"|[^\s;,"]*))?[ \t]*', re.DOTALL)
+_PLAIN_PARAMETERS = re.compile(rb'(?:;[^\s;=,"<>]+(?:=[^\s;,"]*)?)*\Z')
 _URI = re.compile(
     rb"(sips?|SIPS?|[sS][iI][pP][sS]?):"
     rb"(?:([^@\s<>\"]*)@)?"
@@ -130,8 +131,14 @@ def split_values(value: bytes) -> list[bytes]:
 def parse_parameters(raw: bytes) -> Parameters:
     """`;name=value` pairs; names in lower case, the first of a name counts. Raises ProtocolError."""
     parameters: Parameters = {}
-    position = 0
     raw = raw.strip()
+    if _PLAIN_PARAMETERS.match(raw):
+        # Neither quotes nor white space, as nearly always: the same by splitting, at a third of the price.
+        for piece in raw.split(b";")[1:]:
+            name, equals, value = piece.partition(b"=")
+            parameters.setdefault(name.lower(), value if equals else None)
+        return parameters
+    position = 0
     while position < len(raw):
         found = _PARAMETER.match(raw, position)
         if found is None:

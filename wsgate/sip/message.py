@@ -135,13 +135,21 @@ class Message:
         header = self._first.get(name)
         return None if header is None else self._value(header)
 
+    def first(self, name: bytes) -> Header | None:
+        """Where the first header line called `name` (lower case, long form) stands; None when absent."""
+        return self._first.get(name)
+
     def lines(self, name: bytes) -> list[bytes]:
         """The values of all header lines called `name`, unfolded, not split at commas."""
+        if name not in self._first:
+            return []
         return [self._value(header) for header in self.headers if header.name == name]
 
     def values(self, name: bytes) -> list[bytes]:
         """All values of a header that may hold several, split at commas. Raises ProtocolError."""
         values: list[bytes] = []
+        if name not in self._first:
+            return values
         for header in self.headers:
             if header.name == name:
                 values += split_values(self._value(header))
@@ -317,11 +325,8 @@ class Edit:
 
     def insert_first(self, name: bytes, *values: bytes) -> None:
         """Put header lines on top: in front of the first of the same name, or behind the start line."""
-        place = self._message.line_end
-        for header in self._message.headers:
-            if header.name == name.lower():
-                place = header.start
-                break
+        first = self._message.first(name.lower())
+        place = self._message.line_end if first is None else first.start
         text = b"".join(b"%b: %b\r\n" % (name, value) for value in values)
         self._splices.append((place, place, text))
 
@@ -337,8 +342,9 @@ class Edit:
     def replace(self, name: bytes, value: bytes) -> None:
         """Give `name` this one value: in the first line of that name, further ones removed; appended when absent."""
         first = True
+        lower = name.lower()
         for header in self._message.headers:
-            if header.name == name.lower():
+            if header.name == lower:
                 self._splices.append(
                     (header.value_start, header.value_end, b" " + value) if first else (header.start, header.end, b"")
                 )
@@ -390,12 +396,16 @@ class Edit:
         data = self._message.data
         pieces = []
         position = 0
-        for start, end, text in sorted(self._splices, key=lambda splice: splice[:2]):
+        for start, end, text in sorted(self._splices, key=_place):
             pieces.append(data[position:start])
             pieces.append(text)
             position = end
         pieces.append(data[position:])
         return b"".join(pieces)
+
+
+def _place(splice: tuple[int, int, bytes]) -> tuple[int, int]:
+    return splice[:2]
 
 
 def response_to(

@@ -11,12 +11,14 @@ from wsgate.metrics import Counters
 from wsgate.sip.dialogs import DialogTable
 from wsgate.sip.flow import FlowTokens, Verdict
 from wsgate.sip.headers import parse_name_addr, with_parameters
-from wsgate.sip.message import Edit, Message
+from wsgate.sip.message import MAX_HEADERS, Edit, Message
 from wsgate.sip.proxy import Backends, SipSettings
 
 STRANGER_INTERVAL_SECONDS = 10.0
 """One 403 per this time to an address that may not send to us (rule N6)."""
 STRANGERS_REMEMBERED = 1024
+ADDED_LINES = 32
+"""Room for the header lines that wsgate adds, so that what it sends can still be read by itself."""
 
 
 class Screening:
@@ -50,6 +52,8 @@ class Screening:
             return None
         if len(message.data) < len(data):
             self._counters.count("sip_bytes_behind_body")
+        if len(message.headers) > MAX_HEADERS - ADDED_LINES and not message.flaw:
+            message.flaw = "too many header lines"
         if message.body_start > self._settings.max_header_bytes and not message.flaw:
             message.flaw = "headers too large"
         return self._unforged(message) if self._protected_headers else message

@@ -152,10 +152,26 @@ class TransactionLayer:
     ) -> tuple[ClientTransaction, list[Effect]]:
         """Send a request that has our Via with a fresh branch on top. `accepts` judges where an answer comes from.
 
-        Raises ProtocolError where Via or CSeq cannot be read, ValueError for an ACK and for a branch in use.
+        Raises ProtocolError where Via cannot be read, ValueError for an ACK and for a branch in use.
+        """
+        return self.send_request(message.data, message.method, message.branch, hop, now, context, accepts)
+
+    def send_request(
+        self,
+        data: bytes,
+        method: bytes,
+        branch: bytes,
+        hop: Hop,
+        now: float,
+        context: object,
+        accepts: Callable[[Hop], bool],
+    ) -> tuple[ClientTransaction, list[Effect]]:
+        """Send a request that was just written: its bytes, its method, and the branch of our Via on top.
+
+        Raises ValueError for an ACK and for a branch in use.
         """
         effects: list[Effect] = []
-        return self._request(message, hop, now, context, accepts, effects), effects
+        return self._request(data, method, branch, hop, now, context, accepts, effects), effects
 
     def cancel(self, client: ClientTransaction, now: float, reason: bytes = b"") -> list[Effect]:
         """End an INVITE: CANCEL once a provisional is here, never after a final response (RFC 3261 §9.1, B5).
@@ -240,7 +256,9 @@ class TransactionLayer:
 
     def _request(
         self,
-        message: Message,
+        data: bytes,
+        method: bytes,
+        branch: bytes,
         hop: Hop,
         now: float,
         context: object,
@@ -248,10 +266,11 @@ class TransactionLayer:
         effects: list[Effect],
         is_internal: bool = False,
     ) -> ClientTransaction:
-        key = client_key(message)
-        if message.method == b"ACK" or key in self._clients:
-            raise ValueError(f"no client transaction for {message.method!r} with branch {message.branch!r}")
-        client = ClientTransaction(key, hop, message, next(self._numbers), accepts, context, is_internal)
+        key: Key = (branch, method)
+        if method == b"ACK" or key in self._clients:
+            raise ValueError(f"no client transaction for {method!r} with branch {branch!r}")
+        is_invite = method == b"INVITE"
+        client = ClientTransaction(key, hop, data, next(self._numbers), is_invite, accepts, context, is_internal)
         self._clients[key] = client
         self._live[client.number] = client
         self._waiting.setdefault(_mark(hop), {})[client.number] = client
@@ -293,7 +312,7 @@ class TransactionLayer:
         data: bytes,
     ) -> None:
         if action is Action.SEND_REQUEST:
-            effects.append(Send(client.hop, client.request.data))
+            effects.append(Send(client.hop, client.data))
         elif action is Action.PASS_RESPONSE and message is not None:
             if not client.is_internal:
                 effects.append(ResponseReceived(client, message))
@@ -331,8 +350,9 @@ class TransactionLayer:
 
     def _send_cancel(self, client: ClientTransaction, now: float, effects: list[Effect]) -> None:
         """The CANCEL lives in a non-INVITE transaction of its own, of which the proxy hears nothing (§9.1)."""
-        message = Message.parse(cancel_of(client.request, client.cancel or b""))
-        self._request(message, client.hop, now, None, client.accepts, effects, is_internal=True)
+        data = cancel_of(client.request, client.cancel or b"")
+        branch = client.request.branch
+        self._request(data, b"CANCEL", branch, client.hop, now, None, client.accepts, effects, is_internal=True)
 
     def _end(self, transaction: Transaction, effects: list[Effect]) -> None:
         del self._live[transaction.number]

@@ -29,15 +29,14 @@ class Failure(enum.Enum):
 
 
 class _Transaction:
-    __slots__ = ("hop", "interval", "is_invite", "key", "number", "reliable", "request", "state", "table")
+    __slots__ = ("hop", "interval", "is_invite", "key", "number", "reliable", "state", "table")
 
-    def __init__(self, key: Key, hop: Hop, request: Message, number: int, table: Table) -> None:
+    def __init__(self, key: Key, hop: Hop, number: int, is_invite: bool, table: Table) -> None:
         self.key = key
         self.hop = hop
-        self.request = request
         self.number = number
         self.table = table
-        self.is_invite = request.method == b"INVITE"
+        self.is_invite = is_invite
         self.state = State.NEW
         self.reliable = hop.transport.reliable
         self.interval = 0.0
@@ -46,36 +45,48 @@ class _Transaction:
 class ServerTransaction(_Transaction):
     """A request that came in. `user` is the proxy's own; all else is for reading. Answers leave to `hop`."""
 
-    __slots__ = ("ack_key", "response", "user")
+    __slots__ = ("ack_key", "request", "response", "user")
 
     def __init__(self, key: Key, hop: Hop, request: Message, number: int) -> None:
-        super().__init__(key, hop, request, number, INVITE_SERVER if request.method == b"INVITE" else NON_INVITE_SERVER)
+        is_invite = request.method == b"INVITE"
+        super().__init__(key, hop, number, is_invite, INVITE_SERVER if is_invite else NON_INVITE_SERVER)
+        self.request = request
         self.user: object | None = None
         self.response = b""
         self.ack_key: Key | None = None
 
 
 class ClientTransaction(_Transaction):
-    """A request that went out to `hop`. `context` is the proxy's own; all else is for reading."""
+    """A request that went out to `hop`, `data` its bytes. `context` is the proxy's own; all else is for reading."""
 
-    __slots__ = ("accepts", "cancel", "context", "is_internal", "provisionals")
+    __slots__ = ("_request", "accepts", "cancel", "context", "data", "is_internal", "provisionals")
 
     def __init__(
         self,
         key: Key,
         hop: Hop,
-        request: Message,
+        data: bytes,
         number: int,
+        is_invite: bool,
         accepts: Callable[[Hop], bool],
         context: object,
         is_internal: bool,
     ) -> None:
-        super().__init__(key, hop, request, number, INVITE_CLIENT if request.method == b"INVITE" else NON_INVITE_CLIENT)
+        super().__init__(key, hop, number, is_invite, INVITE_CLIENT if is_invite else NON_INVITE_CLIENT)
+        self.data = data
+        self._request: Message | None = None
         self.accepts = accepts
         self.context = context
         self.cancel: bytes | None = None
         self.is_internal = is_internal
         self.provisionals: dict[object, float] | None = None
+
+    @property
+    def request(self) -> Message:
+        """The request as a message, read only when somebody asks: for its ACK or CANCEL."""
+        if self._request is None:
+            self._request = Message.parse(self.data)
+        return self._request
 
 
 Transaction = ServerTransaction | ClientTransaction
