@@ -18,7 +18,7 @@ from wsgate.sip.registrar import Registrar
 from wsgate.sip.targets import BackendSettings, ContactMode, Target
 from wsgate.sip.transaction import Send, TransactionSettings
 
-GATE = Address("192.0.2.1", 5060)
+GATE, GATE_TLS = Address("192.0.2.1", 5060), Address("192.0.2.1", 5061)
 PUBLIC = Address("gate.example.org", 443)
 PBX = Address("198.51.100.7", 5060)
 EXAMPLE = BackendSettings(target="sip:pbx.example.com", contact_mode=ContactMode.PATH)
@@ -52,7 +52,10 @@ def udp(address: Address = PBX, host: str = "pbx.example.com") -> Target:
 
 
 class World:
-    """An edge, its clock, and what it sent: `sent` holds (hop, bytes), `asked` the other effects."""
+    """An edge, its clock, and what it sent: `sent` holds (hop, bytes), `asked` the other effects.
+
+    `probes` are the OPTIONS for dead targets (rule N3), kept out of `sent`.
+    """
 
     def __init__(
         self,
@@ -62,6 +65,7 @@ class World:
         registrar: Registrar | None = None,
         directory: Directory | None = None,
         dialogs: int = 1000,
+        tls_port: bool = True,
         first_number: int = 1,
         protected_headers: frozenset[bytes] = frozenset(),
         **settings: object,
@@ -75,7 +79,11 @@ class World:
         random_bytes = lambda size: next(numbers).to_bytes(size, "big")  # noqa: E731
         self.flows = FlowTable(TOKENS, random_bytes)
         self.names = Names(
-            advertise=[GATE], public=PUBLIC, aliases=["gate.alias"], listeners=[Address("192.0.2.1", 443)]
+            advertise=[GATE],
+            advertise_tls=[GATE_TLS] if tls_port else [],
+            public=PUBLIC,
+            aliases=["gate.alias"],
+            listeners=[Address("192.0.2.1", 443)],
         )
         self.edge = Edge(
             self.settings,
@@ -92,6 +100,7 @@ class World:
             protected_headers=protected_headers,
         )
         self.sent: list[tuple[Hop, bytes]] = []
+        self.probes: list[tuple[Hop, bytes]] = []
         self.asked: list[Resolve | Connect] = []
 
     def browser(self, host: str = "203.0.113.5", port: int = 40000, secure: bool = True) -> Flow:
@@ -99,7 +108,9 @@ class World:
 
     def apply(self, effects: Sequence[object]) -> None:
         for effect in effects:
-            if isinstance(effect, Send):
+            if isinstance(effect, Send) and is_probe(effect.data):
+                self.probes.append((effect.hop, effect.data))
+            elif isinstance(effect, Send):
                 self.sent.append((effect.hop, effect.data))
             else:
                 self.asked.append(effect)  # type: ignore[arg-type]
@@ -129,6 +140,11 @@ class World:
         messages = self.take(to)
         assert len(messages) == 1, [message.data for message in messages]
         return messages[0]
+
+
+def is_probe(data: bytes) -> bool:
+    """True for an OPTIONS of our own."""
+    return data.startswith(b"OPTIONS ") and b"\r\nUser-Agent: wsgate\r\n" in data
 
 
 def _goes_to(hop: Hop, to: Flow | Address | None) -> bool:

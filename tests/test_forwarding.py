@@ -215,7 +215,8 @@ def test_what_is_too_big_for_any_transport_is_513():
     world = World()
     flow = invite(world, body=b"x" * 65507)
     gone(world, Hop(Transport.TCP, PBX))
-    assert world.one(flow).status == 503, "no way back to a datagram"
+    assert world.one(flow).status == 513, "no way back to a datagram"
+    assert world.edge.dead_targets() == [], "small requests still go there"
 
 
 # Backends that are not found or connected yet

@@ -19,7 +19,8 @@ FLOORS = {
         " sip/flow sip/names sip/rewriting sip/compose sip/digest sip/transaction_tables sip/transaction_messages"
         " sip/transaction_effects sip/transaction_timers sip/transaction sip/targets sip/location sip/dead_targets"
         " sip/dialogs sip/gruu sip/location_service sip/contacts"
-        " sip/registration sip/registrar sip/proxy sip/tracking sip/contexts sip/attempts sip/forwarding sip/screening"
+        " sip/registration sip/registrar sip/proxy sip/tracking sip/contexts sip/connections sip/probes"
+        " sip/attempts sip/forwarding sip/screening"
         " sip/services sip/identities sip/orphans sip/journal sip/edge"
         " turn/auth turn/peers turn/allocation turn/answers turn/allocator turn/server"
     ),

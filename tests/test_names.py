@@ -109,6 +109,21 @@ def test_towards_a_backend_the_address_of_its_family_is_named_towards_a_browser_
     assert names(advertise=[V4]).sent_by(Hop(Transport.UDP, Address("2001:db8::7", 5060))) == V4
 
 
+def test_v1_towards_tls_backends_it_is_the_tls_port_or_the_near_end_of_our_connection():
+    """Where no TLS port is open, nothing but our own connection leads back to us."""
+    tls_v4, tls_v6 = V4._replace(port=5061), V6._replace(port=5071)
+    local = Address("192.0.2.1", 51234)
+    hops = [Hop(Transport.TLS, Address(host, 5061), b"stream") for host in ("198.51.100.7", "2001:db8::7")]
+    own = names(advertise_tls=[tls_v4, tls_v6])
+    assert [own.sent_by(hop, local) for hop in hops] == [tls_v4, tls_v6]
+    assert own.sent_by(hops[0]._replace(transport=Transport.TCP)) == V4
+    assert own.is_ours(parse_uri(b"sip:token@192.0.2.1:5061;transport=tls;lr"))
+    assert own.is_own_address(tls_v6)
+    assert [transport for transport in Transport if own.by_connection(transport)] == [Transport.WS, Transport.WSS]
+    assert names().by_connection(Transport.TLS)
+    assert [names().sent_by(hop, local) for hop in hops] == [local, local]
+
+
 @pytest.mark.parametrize(
     ("transport", "address", "via"),
     [

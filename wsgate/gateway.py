@@ -375,9 +375,12 @@ class Gateway:
         return {
             "target": self._backend_settings[domain].target,
             "addresses": [f"{target.transport.value} {target.address}" for target in targets],
+        places = {(target.transport, target.address) for target in targets}
+        dead = [place for place in self._edge.dead_targets() if place in places]
             "problem": found.problem if found is not None else "not resolved yet",
         }
 
+            "dead": [f"{transport.value} {address}" for transport, address in dead],
     # Time
 
     def _keep_house(self) -> None:

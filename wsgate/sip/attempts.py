@@ -14,14 +14,16 @@ from wsgate.addr import Address, Hop, Transport
 from wsgate.errors import ProtocolError
 from wsgate.metrics import Counters
 from wsgate.sip.compose import Composer, Leg, LoopDetection
-from wsgate.sip.contexts import Branch, Connect, Effect, Outcome, Resolve, Stray
-from wsgate.sip.dead_targets import DeadTargets
+from wsgate.sip.connections import Connections, accepted_from
+from wsgate.sip.contexts import Branch, Effect, Outcome, Resolve, Stray
+from wsgate.sip.flow import RandomBytes
 from wsgate.sip.message import Message
 from wsgate.sip.names import Names
+from wsgate.sip.probes import Probe, Probes
 from wsgate.sip.proxy import Backends, SipSettings
 from wsgate.sip.rewriting import Changes, rewritten
 from wsgate.sip.targets import BackendSettings, ContactMode, Target
-from wsgate.sip.transaction import Send, State, TransactionLayer
+from wsgate.sip.transaction import Failure, Send, State, TransactionLayer
 
 MAX_DATAGRAM_BYTES = 65507
 """The largest payload of a UDP datagram over IPv4; beyond it only a stream will do (rule I4)."""
@@ -35,13 +37,11 @@ STREAM_REFUSED_SECONDS = 600.0
 STREAMS_REFUSED_REMEMBERED = 1024
 
 MAX_WAITING = 1000
-"""Requests that wait for one resolution or one connection; a further one has no target."""
-
-WEB = (Transport.WS, Transport.WSS)
+"""Requests that wait for one resolution; a further one has no target."""
 
 
 class Attempts:
-    """Sends the requests of branches, and knows what it takes: connections to WS backends, refusals, dead targets."""
+    """Sends the requests of branches, and knows what it takes: connections, refusals of TCP, dead targets."""
 
     def __init__(
         self,
@@ -52,6 +52,7 @@ class Attempts:
         backends: Backends,
         loops: LoopDetection,
         handle: Callable[[bytes, bytes], bytes],
+        random_bytes: RandomBytes,
         counters: Counters,
     ) -> None:
         self._settings = settings
@@ -63,11 +64,11 @@ class Attempts:
         self._handle = handle
         self._counters = counters
         self._composer = Composer(names)
-        self.dead = DeadTargets()
+        self._connections = Connections(names, counters)
+        self.probes = Probes(backend_settings, layer, names, backends, self._connections, random_bytes, counters)
+        self._dead = self.probes.dead
         self._streams_refused: OrderedDict[Address, float] = OrderedDict()
-        self._web_connections: dict[tuple[Transport, Address], tuple[bytes, Address]] = {}
         self._resolving: dict[str, list[Branch | Stray]] = {}
-        self._connecting: dict[tuple[Transport, Address], list[tuple[Branch, Target]]] = {}
 
     def begin(self, branch: Branch, now: float, effects: list[Effect]) -> bool:
         """Send to the flow, or to the first target that takes it. False: there is none, `outcome` says why."""
@@ -83,7 +84,9 @@ class Attempts:
                 return False
             branch.targets = list(targets)
         # Asked once, before the first attempt: which targets are worth one (rule N3).
-        branch.targets = list(self.dead.usable(self._eligible(branch), now))
+        branch.targets = list(self._dead.usable(self._eligible(branch), now))
+        if branch.targets:
+            self._dead.tried(branch.targets[0], now)
         if self.next_target(branch, now, effects):
             return True
         if branch.outcome is Outcome.PENDING:
@@ -110,8 +113,30 @@ class Attempts:
         target, branch.fallback = branch.fallback, None
         if target is None:
             return False
-        self._refuse_stream(target.address, now)
-        return self._send(branch, target, now, effects)
+        self._counters.count("sip_fallbacks_to_udp")
+        self._transmit(branch, Hop(Transport.UDP, target.address), None, now, effects)
+        return True
+
+    def outcome_of(self, branch: Branch, why: Failure, now: float) -> Outcome:
+        """What it means that a branch had no answer; a target that takes no stream is not dead for that (rule I4)."""
+        if why is Failure.TIMEOUT:
+            return Outcome.TIMEOUT
+        if self._was_switched(branch) and branch.target and self._refuses_stream(branch.target.address, now):
+            return Outcome.TOO_LARGE
+        return Outcome.UNREACHABLE
+
+    def target_failed(self, branch: Branch, outcome: Outcome, now: float, at_least: float = 0.0) -> None:
+        """The target of this attempt did not serve it: others are spared that for a while (rule N3)."""
+        if branch.flow is not None or not branch.backend or branch.target is None or outcome is Outcome.TOO_LARGE:
+            return
+        is_silent = outcome is Outcome.TIMEOUT
+        if not (is_silent and branch.provisional):
+            self.probes.failed(branch.backend, branch.target, now, at_least, is_silent=is_silent)
+
+    def target_answered(self, branch: Branch) -> None:
+        """The target of this attempt is alive."""
+        if branch.flow is None and branch.backend and branch.target:
+            self.probes.succeeded(branch.backend, branch.target)
 
     def stray(self, stray: Stray, now: float, effects: list[Effect]) -> None:
         """Forward an ACK of a 2xx to its one target (RFC 3261 §16.11)."""
@@ -125,7 +150,7 @@ class Attempts:
                 if not self._await_resolution(branch.backend, stray, effects):
                     self._counters.count("sip_acks_without_target")
                 return
-            usable = self.dead.usable([t for t in targets if not self._names.is_own_address(t.address)], now)
+            usable = self._dead.usable([t for t in targets if not self._names.is_own_address(t.address)], now)
             if not usable:
                 self._counters.count("sip_acks_without_target")
                 return
@@ -146,33 +171,28 @@ class Attempts:
         return ended
 
     def connected(self, hop: Hop, local: Address, now: float, effects: list[Effect]) -> None:
-        """A connection to a backend stands; `local` is its near end, which names us towards a WS backend (V1)."""
-        if hop.transport not in WEB:
-            return
-        place = (hop.transport, hop.address)
-        self._web_connections[place] = (hop.connection, local)
-        self._names.connected(local)
-        for branch, target in self._connecting.pop(place, ()):
-            if _is_wanted(branch):
-                self._send(branch, target, now, effects)
+        """A connection to a backend stands; `local` is its near end, which names us there (V1)."""
+        for waiting in self._connections.connected(hop, local):
+            if isinstance(waiting, Probe):
+                self.probes.send(waiting, now, effects)
+            elif isinstance(waiting, Branch) and waiting.target and _is_wanted(waiting):
+                self._send(waiting, waiting.target, now, effects)
 
     def disconnected(self, hop: Hop, now: float) -> list[Branch]:
         """A backend's connection failed or is gone. Returns the branches that waited for it."""
-        place = (hop.transport, hop.address)
-        known = self._web_connections.get(place)
-        if known is not None and hop.connection in (b"", known[0]):
-            del self._web_connections[place]
+        if hop.transport is Transport.TCP and not hop.connection:
+            self._refuse_stream(hop.address, now)
         ended = []
-        for branch, target in self._connecting.pop(place, ()):
-            self.dead.failed(target.transport, target.address, now)
-            if _is_wanted(branch):
-                ended.append(branch)
+        for waiting in self._connections.disconnected(hop):
+            if isinstance(waiting, Probe):
+                self.probes.ended(waiting, None, now)
+            elif isinstance(waiting, Branch) and _is_wanted(waiting):
+                ended.append(waiting)
         return ended
 
     def local_of(self, hop: Hop) -> Address | None:
-        """The near end of the connection to a WS backend, None for other hops."""
-        known = self._web_connections.get((hop.transport, hop.address))
-        return known[1] if known else None
+        """The near end of the connection that names us towards this hop, None for others."""
+        return self._connections.local_of(hop)
 
     def _eligible(self, branch: Branch) -> list[Target]:
         """Without what is ourselves (rule N1), for sips: without what is no TLS (RFC 3261 §26.2.2)."""
@@ -196,8 +216,9 @@ class Attempts:
     def _send(self, branch: Branch, target: Target, now: float, effects: list[Effect]) -> bool:
         """One attempt at one target; False when the request cannot go there."""
         branch.fallback = None
-        if target.transport in WEB:
-            return self._send_by_web(branch, target, now, effects)
+        branch.target = target
+        if self._names.by_connection(target.transport):
+            return self._send_by_connection(branch, target, now, effects)
         hop = Hop(target.transport, target.address)
         if target.transport is Transport.UDP:
             size = _size(branch.context.message, branch.context.leg, branch)
@@ -219,7 +240,15 @@ class Attempts:
             return False
         if size > MAX_DATAGRAM_BYTES:
             return True
-        return bool(limit) and size > limit and self._streams_refused.get(address, 0.0) <= now
+        return bool(limit) and size > limit and not self._refuses_stream(address, now)
+
+    def _was_switched(self, branch: Branch) -> bool:
+        """True when this attempt went by TCP to a target known for UDP."""
+        by, target = branch.departure, branch.target
+        return by is not None and target is not None and by.transport is not target.transport
+
+    def _refuses_stream(self, address: Address, now: float) -> bool:
+        return self._streams_refused.get(address, 0.0) > now
 
     def _refuse_stream(self, address: Address, now: float) -> None:
         self._streams_refused.pop(address, None)
@@ -227,31 +256,25 @@ class Attempts:
         while len(self._streams_refused) > STREAMS_REFUSED_REMEMBERED:
             self._streams_refused.popitem(last=False)
 
-    def _send_by_web(self, branch: Branch, target: Target, now: float, effects: list[Effect]) -> bool:
+    def _send_by_connection(self, branch: Branch, target: Target, now: float, effects: list[Effect]) -> bool:
         place = (target.transport, target.address)
-        known = self._web_connections.get(place)
+        known = self._connections.get(place)
         if known is not None:
-            self._transmit(branch, Hop(*place, known[0]), known[1], now, effects)
+            self._transmit(branch, Hop(*place, known.id), known.local, now, effects)
             return True
-        queue = self._connecting.setdefault(place, [])
-        if len(queue) >= MAX_WAITING:
-            self._counters.count("sip_waiting_full")
-            return False
         branch.departure = Hop(*place)
         branch.client = None
-        queue.append((branch, target))
-        if len(queue) == 1:
-            effects.append(Connect(Hop(*place), branch.backend))
-        return True
+        return self._connections.wait_for(place, branch.backend, branch, effects)
 
     def _transmit(self, branch: Branch, hop: Hop, local: Address | None, now: float, effects: list[Effect]) -> None:
         context = branch.context
         branch.departure = hop
         branch.outcome = Outcome.PENDING  # also where a target before was one for small messages only
         branch.provisional = False
-        data, _ = self._compose(context.message, context.leg, branch, hop, local)
-        accepts = self._accepting(branch.backend, hop)
-        branch.client, sent = self._layer.request(Message.parse(data), hop, now, branch, accepts)
+        message = context.message
+        data, name = self._compose(message, context.leg, branch, hop, local)
+        accepts = accepted_from(hop, branch.backend, self._backends)
+        branch.client, sent = self._layer.send_request(data, message.method, name, hop, now, branch, accepts)
         effects += sent
 
     def _compose(
@@ -292,24 +315,11 @@ class Attempts:
             # What cannot be read is the registrar's to refuse.
             return []
 
-    def _accepting(self, backend: str, hop: Hop) -> Callable[[Hop], bool]:
-        """Rule V3: the same connection for WebSocket, else any address of the backend, whatever the port."""
-        if hop.transport in WEB:
-            return lambda source: source.connection == hop.connection
-        host = hop.address.host
-        return lambda source: (
-            source.transport not in WEB
-            and (
-                source.address.host == host
-                or (bool(backend) and self._backends.backend_of(source.address.host) == backend)
-            )
-        )
-
     def _stray_hop(self, branch: Branch, target: Target, size: int, now: float) -> tuple[Hop, Address | None]:
         place = (target.transport, target.address)
-        known = self._web_connections.get(place)
+        known = self._connections.get(place)
         if known is not None:
-            return Hop(*place, known[0]), known[1]
+            return Hop(*place, known.id), known.local
         if target.transport is Transport.UDP and self._is_too_large(branch.backend, target.address, size, now):
             return Hop(Transport.TCP, target.address), None
         return Hop(*place), None

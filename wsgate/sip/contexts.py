@@ -101,6 +101,7 @@ class Branch:
         "provisional",
         "response",
         "routes",
+        "target",
         "targets",
         "uri",
         "ways",
@@ -125,6 +126,7 @@ class Branch:
         self.routes = routes
         self.client: ClientTransaction | None = None
         self.departure: Hop | None = None
+        self.target: Target | None = None
         self.fallback: Target | None = None
         self.outcome = Outcome.PENDING
         self.response: Message | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from wsgate.addr import Address, Transport
 from wsgate.sip.targets import Target
@@ -36,6 +36,9 @@ class DeadTargets:
 
     def __contains__(self, place: Place) -> bool:
         return place in self._dead
+
+    def __iter__(self) -> Iterator[Place]:
+        return iter(self._dead)
 
     def __len__(self) -> int:
         return len(self._dead)

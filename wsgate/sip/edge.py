@@ -17,6 +17,7 @@ from wsgate.identity import Admitted
 from wsgate.metrics import Counters
 from wsgate.sip.compose import Leg, LoopDetection, shows_outbound
 from wsgate.sip.contexts import Branch, Connect, Context, Disconnect, Orphaned, Resolve, Retain, Stray
+from wsgate.sip.dead_targets import Place
 from wsgate.sip.dialogs import DialogTable
 from wsgate.sip.flow import Flow, FlowTable, RandomBytes
 from wsgate.sip.forwarding import RETRY_AFTER_SECONDS, Forwarding
@@ -226,9 +227,14 @@ class Edge:
         return {
             "flows": len(self._flows),
             "transactions": len(self._layer),
+            "probes": self._forwarding.probes_under_way,
             "dialogs": len(self._dialogs),
             **self._directory.counts(),
         }
+
+    def dead_targets(self) -> list[Place]:
+        """The targets of backends that are left alone at this time (rule N3)."""
+        return self._forwarding.dead_targets()
 
     def is_trusted(self, host: str) -> bool:
         """True for an address of a configured backend and of trusted_sources (rule N6)."""

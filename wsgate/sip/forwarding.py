@@ -16,9 +16,11 @@ from wsgate.metrics import Counters
 from wsgate.sip.attempts import Attempts
 from wsgate.sip.compose import LoopDetection
 from wsgate.sip.contexts import Branch, Context, Effect, Orphaned, Outcome, Retain, Stray
+from wsgate.sip.dead_targets import Place
 from wsgate.sip.flow import FlowTokens, RandomBytes
 from wsgate.sip.message import Edit, Message, response_to, warning
 from wsgate.sip.names import Names
+from wsgate.sip.probes import Probe
 from wsgate.sip.proxy import Arrival, Backends, SipSettings
 from wsgate.sip.rewriting import HANDLE_PARAMETER, contact_uri, restored
 from wsgate.sip.targets import BackendSettings
@@ -54,7 +56,9 @@ class Forwarding:
         self._tokens = tokens
         self._contact_behind = contact_behind
         self._backends = backends
-        self._attempts = Attempts(settings, backend_settings, layer, names, backends, loops, tokens.handle, counters)
+        self._attempts = Attempts(
+            settings, backend_settings, layer, names, backends, loops, tokens.handle, random_bytes, counters
+        )
         self._invites: dict[int, Context] = {}
         self._invites_of_flow: dict[bytes, set[int]] = {}
         self._timers: list[tuple[float, int]] = []
@@ -90,17 +94,19 @@ class Forwarding:
         """A response of a client transaction (RFC 3261 §16.7)."""
         branch = client.context
         effects: list[Effect] = []
+        if isinstance(branch, Probe) and message.status >= 200:
+            self._attempts.probes.ended(branch, message.status, now)
         if not isinstance(branch, Branch):
             return effects
         unavailable = message.status == 503 and branch.flow is None
-        if branch.departure is not None and branch.flow is None and not unavailable:
-            self._attempts.dead.succeeded(branch.departure.transport, branch.departure.address)
+        if not unavailable:
+            self._attempts.target_answered(branch)
         if message.status < 200:
             self._provisional(branch, message, now, effects)
         elif branch.client is not client and message.status >= 300:
             self._counters.count("sip_responses_of_abandoned_branches")
         elif unavailable:
-            self._fail(branch, Outcome.UNAVAILABLE, now, effects)
+            self._fail(branch, Outcome.UNAVAILABLE, now, effects, _retry_after(message))
         elif _is_flow_failure(branch, message):
             self._give_up(branch, Outcome.UNREACHABLE, now, effects)
         else:
@@ -111,11 +117,13 @@ class Forwarding:
         """A client transaction ended without a final response (RFC 3261 §16.9, §16.8)."""
         branch = client.context
         effects: list[Effect] = []
+        if isinstance(branch, Probe):
+            self._attempts.probes.ended(branch, None, now)
         if not isinstance(branch, Branch) or branch.client is not client or branch.outcome is not Outcome.PENDING:
             return effects
         if why is Failure.TRANSPORT and not branch.context.cancelled and self._attempts.fall_back(branch, now, effects):
             return effects
-        self._fail(branch, Outcome.UNREACHABLE if why is Failure.TRANSPORT else Outcome.TIMEOUT, now, effects)
+        self._fail(branch, self._attempts.outcome_of(branch, why, now), now, effects)
         return effects
 
     def cancel(self, context: Context, now: float, reason: bytes = b"") -> list[Effect]:
@@ -136,7 +144,7 @@ class Forwarding:
         return effects
 
     def connected(self, hop: Hop, local: Address, now: float) -> list[Effect]:
-        """A connection to a WS backend stands; `local` is its near end (V1)."""
+        """A connection to a backend stands; `local` is its near end (V1)."""
         effects: list[Effect] = []
         self._attempts.connected(hop, local, now, effects)
         return effects
@@ -149,22 +157,33 @@ class Forwarding:
         return effects
 
     def local_of(self, hop: Hop) -> Address | None:
-        """The near end of the connection to a WS backend, None for other hops."""
+        """The near end of the connection that names us towards this hop, None for others."""
         return self._attempts.local_of(hop)
+
+    @property
+    def probes_under_way(self) -> int:
+        """How many transactions are probes of dead targets."""
+        return self._attempts.probes.under_way
+
+    def dead_targets(self) -> list[Place]:
+        """The targets that are left alone at this time, for the status."""
+        return list(self._attempts.probes.dead)
 
     def invites_of(self, flow: bytes) -> list[Context]:
         """The INVITEs of a browser's flow that have no final answer yet (rule D4)."""
         return [self._invites[number] for number in self._invites_of_flow.get(flow, ())]
 
     def next_timer(self) -> float | None:
-        """When the earliest Timer C may fire."""
+        """When the earliest Timer C may fire, or a dead target is to be probed."""
         while self._timers and self._timers[0][1] not in self._invites:
             heapq.heappop(self._timers)
-        return self._timers[0][0] if self._timers else None
+        timers = [self._timers[0][0] if self._timers else None, self._attempts.probes.next_timer()]
+        return min((timer for timer in timers if timer is not None), default=None)
 
     def handle_timer(self, now: float) -> list[Effect]:
-        """Timer C (RFC 3261 §16.8, rule I5): CANCEL after a provisional, else as if 408 had come."""
+        """Timer C (RFC 3261 §16.8, rule I5): CANCEL after a provisional, else as if 408 had come. And probes (N3)."""
         effects: list[Effect] = []
+        self._attempts.probes.handle_timer(now, effects)
         while self._timers and self._timers[0][0] <= now:
             _, number = heapq.heappop(self._timers)
             context = self._invites.get(number)
@@ -212,10 +231,11 @@ class Forwarding:
             self._cancel_branches(context, now, effects)
         self._conclude(context, now, effects)
 
-    def _fail(self, branch: Branch, outcome: Outcome, now: float, effects: list[Effect]) -> None:
+    def _fail(
+        self, branch: Branch, outcome: Outcome, now: float, effects: list[Effect], retry_after: float = 0.0
+    ) -> None:
         """This target did not do: mark it, try the next one, or let the branch end (rule N2)."""
-        if branch.flow is None and branch.departure is not None and branch.client is not None:
-            self._attempts.dead.failed(branch.departure.transport, branch.departure.address, now)
+        self._attempts.target_failed(branch, outcome, now, retry_after)
         self._give_up(branch, outcome, now, effects)
 
     def _give_up(self, branch: Branch, outcome: Outcome, now: float, effects: list[Effect]) -> None:
@@ -294,7 +314,7 @@ class Forwarding:
 
     def _restore_contacts(self, edit: Edit, request: Message, response: Message) -> None:
         """Rules R5, C6: the browser finds its own Contact in the 2xx, in its own spelling; others get theirs back."""
-        if HANDLE_PARAMETER not in response.data:
+        if not any(HANDLE_PARAMETER in line.lower() for line in response.lines(b"contact")):
             return
         try:
             aor = request.to.parsed_uri().address_of_record
@@ -352,6 +372,12 @@ def _is_orphaned(context: Context, response: Message) -> bool:
         return False
     gone = context.arrival.flow is not None and not context.arrival.flow.is_open
     return gone and 200 <= response.status < 300
+
+
+def _retry_after(message: Message) -> float:
+    """The seconds of a Retry-After, which a comment or parameters may follow (RFC 3261 §20.33); 0 without one."""
+    digits = (message.header(b"retry-after") or b"").partition(b";")[0].partition(b"(")[0].strip()
+    return float(digits) if digits.isdigit() and len(digits) < 10 else 0.0
 
 
 def _best(branches: list[Branch]) -> Branch | None:

@@ -97,7 +97,7 @@ class BackendSettings:
     transports: tuple[Transport, ...] = option(tuple(Transport), listed(choice(Transport)))
     ws_path: str = option("/", REQUEST_PATH)
     contact_mode: ContactMode = option(ContactMode.AUTO, choice(ContactMode))
-    probe_interval: float = option(10.0, seconds(1, 3600), later="OPTIONS probes")
+    probe_interval: float = option(10.0, seconds(1, 3600))
     ca_file: str = option("", TEXT)
     server_name: str = option("", TEXT)
     client_certificate: str = option("", TEXT)
