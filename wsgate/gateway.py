@@ -372,15 +372,15 @@ class Gateway:
             return {"target": "embedded"}
         found = self._resolver.cached(domain)
         targets = found.targets if found is not None else ()
+        places = {(target.transport, target.address) for target in targets}
+        dead = [place for place in self._edge.dead_targets() if place in places]
         return {
             "target": self._backend_settings[domain].target,
             "addresses": [f"{target.transport.value} {target.address}" for target in targets],
-        places = {(target.transport, target.address) for target in targets}
-        dead = [place for place in self._edge.dead_targets() if place in places]
+            "dead": [f"{transport.value} {address}" for transport, address in dead],
             "problem": found.problem if found is not None else "not resolved yet",
         }
 
-            "dead": [f"{transport.value} {address}" for transport, address in dead],
     # Time
 
     def _keep_house(self) -> None:
