@@ -183,7 +183,7 @@ def test_the_same_port_of_other_families_addresses_and_protocols_is_free():
     configuration = read(
         "[listener a]\nbind = 0.0.0.0:3478, [::]:3478\n[listener b]\nbind = 127.0.0.1:9\n"
         "[listener c]\nbind = 127.0.0.2:9\n"
-        "[turn]\nudp = 0.0.0.0:3478, [::]:3478\n"
+        "[turn]\nudp = 0.0.0.0:3478, [::]:3478\ntcp =\n"
     )
     assert len(configuration.endpoints()) == 9
 
@@ -206,15 +206,45 @@ def test_what_serves_nobody_is_said():
     assert not any("nobody can relay" in notice for notice in read("[turn]\nusers = u\n").notices)
 
 
+def test_a_relay_engine_that_is_not_there_is_said():
+    assert any("compiled engine" in notice for notice in read("[turn]\nrelay_engine = compiled\n").notices)
+    assert not any("compiled" in notice for notice in read("[turn]\nrelay_engine = auto\n").notices)
+
+
 def test_every_socket_is_listed():
-    configuration = read("[sip]\nbind = 127.0.0.1:5070\n[turn]\nudp = 127.0.0.1:3478\n")
+    turn = "udp = 127.0.0.1:3478\ntcp = 127.0.0.1:3478\ntls = 127.0.0.1:5349\n"
+    configuration = read(f"[sip]\nbind = 127.0.0.1:5070\n[turn]\n{turn}")
     assert configuration.endpoints() == (
         Endpoint("listener", "web", Address("127.0.0.1", 0)),
         Endpoint("sip-udp", "sip", Address("127.0.0.1", 5070)),
         Endpoint("sip-tcp", "sip", Address("127.0.0.1", 5070)),
         Endpoint("turn-udp", "turn", Address("127.0.0.1", 3478)),
+        Endpoint("turn-tcp", "turn", Address("127.0.0.1", 3478)),
+        Endpoint("turn-tls", "turn", Address("127.0.0.1", 5349)),
     )
-    assert configuration.places() == ("[listener web] bind", "[sip] bind", "[sip] bind", "[turn] udp")
+    turn_places = ("[turn] udp", "[turn] tcp", "[turn] tls")
+    assert configuration.places() == ("[listener web] bind", "[sip] bind", "[sip] bind", *turn_places)
+
+
+def test_the_certificate_of_turn_is_that_of_the_first_listener_with_tls():
+    """Rule E1: its own where it has one, self-signed where nobody has."""
+    own = read("[turn]\ntls = 127.0.0.1:5349\ncertificate = t.pem\n").turn
+    listener = read("[listener tls]\nbind = 127.0.0.1:1\ncertificate = l.pem\nprivate_key = l.key\n[turn]\n").turn
+    nobody = read("[turn]\ntls = 127.0.0.1:5349\n")
+    assert own is not None
+    assert listener is not None
+    assert nobody.turn is not None
+    assert (own.certificate, own.private_key) == ("t.pem", "t.pem")
+    assert (listener.certificate, listener.private_key) == ("l.pem", "l.key")
+    assert nobody.turn.certificate == SELF_SIGNED_CERTIFICATE
+    assert nobody.self_signed
+
+
+def test_turn_on_a_listener_needs_the_turn_section():
+    with pytest.raises(ConfigurationError, match="no TURN server"):
+        read("[listener a]\nbind = 127.0.0.1:1\ntls = off\nturn = on\n")
+    with pytest.raises(ConfigurationError, match="no TURN server"):
+        read("[listener a]\nbind = 127.0.0.1:1\ntls = off\nturn = on\n[turn]\nenabled = off\n")
 
 
 def test_every_file_is_listed_once():

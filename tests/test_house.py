@@ -22,11 +22,11 @@ FLOORS = {
         " sip/registration sip/registrar sip/proxy sip/tracking sip/contexts sip/connections sip/probes"
         " sip/attempts sip/forwarding sip/screening"
         " sip/services sip/identities sip/orphans sip/journal sip/edge"
-        " turn/auth turn/peers turn/allocation turn/answers turn/allocator turn/server"
+        " turn/auth turn/peers turn/allocation turn/framing turn/answers turn/allocator turn/server"
     ),
     "net": (
-        "net/clock net/tls net/dtls net/readers net/stream net/datagram net/forwarded net/upgrade net/listener"
-        " net/nameserver net/resolver net/keep_alive net/backend_codec net/backend_stream net/backend net/relay"
+        "net/clock net/tls net/dtls net/readers net/stream net/datagram net/forwarded net/upgrade net/port net/listener"
+        " net/nameserver net/resolver net/keep_alive net/backend_codec net/backend_stream net/backend net/relay net/turn_stream"
     ),
     "assembly": "config web statefile signalling media store gateway",
     "process": "userfile control daemon plan sockets databases supervisor worker cli __main__",

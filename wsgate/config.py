@@ -39,7 +39,7 @@ from wsgate.settings import (
 from wsgate.sip.proxy import SipSettings
 from wsgate.sip.registrar import MEMORY, RegistrarSettings
 from wsgate.sip.targets import EMBEDDED, BackendSettings
-from wsgate.turn.server import TurnSettings
+from wsgate.turn.server import RelayEngine, TurnSettings
 from wsgate.ws.connection import WebSocketSettings
 
 T = TypeVar("T")
@@ -310,15 +310,21 @@ def _completed(configuration: Configuration, notices: list[str]) -> Configuratio
     """Certificates filled in where a listener names none, TURN that is off left out, notices put in."""
     listeners = {name: _with_certificate(settings) for name, settings in configuration.listeners.items()}
     turn = configuration.turn if configuration.turn is not None and configuration.turn.enabled else None
+    if turn is not None:
+        turn = _turn_with_certificate(turn, listeners.get(configuration.tls_listener))
     if turn is not None and not (turn.users or turn.shared_secret or turn.shared_secret_file):
         notices.append(
             f"{configuration.path} [turn]: neither users nor a shared secret: nobody can relay, STUN alone is served"
+        )
+    if turn is not None and turn.relay_engine is RelayEngine.COMPILED:
+        notices.append(
+            f"{configuration.path} [turn] relay_engine: this version has no compiled engine; the pure one relays"
         )
     if not configuration.backends:
         notices.append(f"{configuration.path}: no [backend DOMAIN]: no SIP domain is served")
     self_signed = any(
         settings.tls is not Switch.OFF and not settings.certificate for settings in configuration.listeners.values()
-    )
+    ) or (turn is not None and turn.certificate == SELF_SIGNED_CERTIFICATE)
     return dataclasses.replace(
         configuration, listeners=listeners, turn=turn, self_signed=self_signed, notices=tuple(notices)
     )
@@ -330,6 +336,17 @@ def _with_certificate(settings: ListenerSettings) -> ListenerSettings:
     if not settings.certificate:
         return dataclasses.replace(settings, certificate=SELF_SIGNED_CERTIFICATE, private_key=SELF_SIGNED_PRIVATE_KEY)
     return dataclasses.replace(settings, private_key=settings.private_key or settings.certificate)
+
+
+def _turn_with_certificate(turn: TurnSettings, listener: ListenerSettings | None) -> TurnSettings:
+    """The certificate of TURN over TLS and DTLS: its own, else that of the first listener with TLS (rule E1)."""
+    if turn.certificate:
+        return dataclasses.replace(turn, private_key=turn.private_key or turn.certificate)
+    if listener is not None:
+        return dataclasses.replace(turn, certificate=listener.certificate, private_key=listener.private_key)
+    if turn.tls:
+        return dataclasses.replace(turn, certificate=SELF_SIGNED_CERTIFICATE, private_key=SELF_SIGNED_PRIVATE_KEY)
+    return turn
 
 
 def _endpoints(configuration: Configuration) -> Iterator[tuple[Endpoint, tuple[str, str]]]:
@@ -345,6 +362,10 @@ def _endpoints(configuration: Configuration) -> Iterator[tuple[Endpoint, tuple[s
     if configuration.turn is not None and configuration.turn.enabled:
         for address in configuration.turn.udp:
             yield Endpoint("turn-udp", "turn", address), ("turn", "udp")
+        for address in configuration.turn.tcp:
+            yield Endpoint("turn-tcp", "turn", address), ("turn", "tcp")
+        for address in configuration.turn.tls:
+            yield Endpoint("turn-tls", "turn", address), ("turn", "tls")
 
 
 def _file_references(configuration: Configuration) -> Iterator[FileReference]:
@@ -398,6 +419,14 @@ def _check_listeners(configuration: Configuration) -> None:
                 section=title,
                 option="certificate",
                 allowed="a PEM file",
+            )
+        if listener.turn and (configuration.turn is None or not configuration.turn.enabled):
+            raise ConfigurationError(
+                "there is no TURN server: the section [turn] is missing or off",
+                file=path,
+                section=title,
+                option="turn",
+                allowed="on where [turn] stands, off",
             )
         for option_name in ("tls_at_relay", "proxy_protocol"):
             if getattr(listener, option_name) and not listener.trusted_proxies:
@@ -502,6 +531,9 @@ def _check_ranges(configuration: Configuration) -> None:
         )
     if turn is None:
         return
+    if turn.private_key and not turn.certificate:
+        problem = "a private key needs its certificate"
+        raise ConfigurationError(problem, file=path, section="turn", option="certificate", allowed="a PEM file")
     if turn.min_lifetime > turn.max_lifetime:
         raise ConfigurationError("min_lifetime is above max_lifetime", file=path, section="turn", option="min_lifetime")
     for option_name in ("relay_address", "external_address"):

@@ -25,14 +25,14 @@ from wsgate.handover import Endpoint, Files
 from wsgate.identity import Admission, Admitted
 from wsgate.keys import Key
 from wsgate.log import logger
-from wsgate.media import Media
+from wsgate.media import Media, Sockets
 from wsgate.metrics import Counters
 from wsgate.net.backend import BackendLimits, BackendSockets
 from wsgate.net.backend_codec import StreamLimits
 from wsgate.net.clock import now
 from wsgate.net.listener import Listener
 from wsgate.net.resolver import Resolver
-from wsgate.net.tls import ClientContexts, ServerContext
+from wsgate.net.tls import ALPN_HTTP, ALPN_TURN, ClientContexts, ServerContext
 from wsgate.settings import Switch
 from wsgate.signalling import ResolvedBackends, Signalling
 from wsgate.sip.digest import Digest
@@ -87,8 +87,8 @@ class Gateway:
         self._backends = self._new_backend_sockets(files)
         self._signalling.backends = self._backends
         self._web = web.WebApplication(configuration, web.phone_files(), self.status, self._counters, self._turn_port)
-        self._listeners = [self._new_listener(name, files) for name in configuration.listeners]
         self._media = self._new_media(configuration, files)
+        self._listeners = [self._new_listener(name, files) for name in configuration.listeners]
         self._store = self._open_store(configuration)
         self._housekeeper: gevent.Greenlet | None = None
         self._state = self._open_state(configuration, files)
@@ -275,7 +275,8 @@ class Gateway:
         settings = self._configuration.listeners[name]
         context = None
         if settings.tls is not Switch.OFF:
-            context = ServerContext(files.path(settings.certificate), _optional(files, settings.private_key))
+            alpn = (*ALPN_TURN, ALPN_HTTP) if settings.turn else (ALPN_HTTP,)
+            context = ServerContext(files.path(settings.certificate), _optional(files, settings.private_key), alpn)
             self._contexts[name] = context
         return Listener(
             name,
@@ -288,6 +289,7 @@ class Gateway:
             self._web,
             self._counters,
             self._admit,
+            self._media.streams.speak if settings.turn and self._media is not None else None,
         )
 
     def _new_media(self, configuration: Configuration, files: Files) -> Media | None:
@@ -296,7 +298,8 @@ class Gateway:
         media = Media(
             configuration.turn,
             files,
-            self._sockets("turn-udp"),
+            Sockets(self._sockets("turn-udp"), self._sockets("turn-tcp"), self._sockets("turn-tls")),
+            self._guard,
             own_hosts=self._hosts,
             nonce_keys=[key.secret for key in self._secrets],
             counters=self._counters,

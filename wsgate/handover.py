@@ -21,7 +21,7 @@ STORE_ID = 0x77736762
 
 
 class Endpoint(NamedTuple):
-    """One socket that the supervisor opens: `kind` is listener, sip-udp, sip-tcp, sip-tls or turn-udp.
+    """One socket that the supervisor opens: `kind` is listener, sip-udp, -tcp, -tls, or turn-udp, -tcp, -tls.
 
     `name` is that of the listener, else that of the section; `address` is as configured (port 0: any free one).
     """

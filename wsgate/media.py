@@ -6,18 +6,32 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from wsgate.addr import Address
 from wsgate.credentials import CredentialsError, parse_users
 from wsgate.errors import ConfigurationError, StartError
+from wsgate.guard import Guard
 from wsgate.handover import Files
 from wsgate.log import logger
 from wsgate.metrics import Counters
+from wsgate.net.port import Port, PortSettings, Speech
 from wsgate.net.relay import Relay
+from wsgate.net.tls import ALPN_TURN, ServerContext
+from wsgate.net.turn_stream import TurnStreams
+from wsgate.settings import Switch
 from wsgate.turn.allocation import RelayAddress
 from wsgate.turn.auth import Credentials, UserKeys, users_of_realm
 from wsgate.turn.peers import Peers
 from wsgate.turn.server import TurnServer, TurnSettings
+
+
+class Sockets(NamedTuple):
+    """The sockets of [turn], by transport."""
+
+    udp: list[socket.socket]
+    tcp: list[socket.socket]
+    tls: list[socket.socket]
 
 
 class Media:
@@ -27,7 +41,8 @@ class Media:
         self,
         settings: TurnSettings,
         files: Files,
-        sockets: Sequence[socket.socket],
+        sockets: Sockets,
+        guard: Guard,
         *,
         own_hosts: Sequence[str],
         nonce_keys: Sequence[bytes],
@@ -47,15 +62,32 @@ class Media:
             random_bytes=os.urandom,
             counters=counters,
         )
-        self._relay = Relay(self.server, sockets, tick=settings.relay_tick)
-        self.port = sockets[0].getsockname()[1] if sockets else None
+        self._relay = Relay(self.server, sockets.udp, tick=settings.relay_tick)
+        self.streams = TurnStreams(self._relay, guard, counters)
+        self._context: ServerContext | None = None
+        if settings.certificate:
+            certificate = files.path(settings.certificate), files.path(settings.private_key)
+            self._context = ServerContext(*certificate, alpn_protocols=ALPN_TURN)
+        rows = {Speech.STUN: self.streams.speak}
+        clear, secure = PortSettings(Switch.OFF), PortSettings(Switch.ON)
+        self._ports = [
+            Port("[turn] tcp", sockets.tcp, lambda: clear, None, guard, counters, rows),
+            Port("[turn] tls", sockets.tls, lambda: secure, self._context, guard, counters, rows),
+        ]
+        self.port = sockets.udp[0].getsockname()[1] if sockets.udp else None
 
     def start(self) -> None:
         """Begin to serve. Raises OSError."""
         self._relay.start()
+        for port in self._ports:
+            port.start()
 
     def stop(self) -> None:
         """Free every allocation and its sockets."""
+        for port in self._ports:
+            port.stop_accepting()
+            port.serving.kill()
+        self.streams.stop()
         self._relay.stop()
 
     def forbid(self, addresses: Iterable[Address]) -> None:
@@ -69,6 +101,8 @@ class Media:
     def reload(self, settings: TurnSettings, files: Files) -> None:
         """Take users, secrets and the lists of peers anew. Raises WsgateError and then changes nothing."""
         credentials = _credentials(settings, files)
+        if self._context is not None and settings.certificate:
+            self._context.reload(files.path(settings.certificate), files.path(settings.private_key))
         self.server.reload(credentials)
         self.server.peers = self._peers(settings)
         self.server.peers.forbid(self._forbidden)
@@ -76,7 +110,7 @@ class Media:
 
     def status(self) -> dict[str, object]:
         """For /status."""
-        return {"allocations": self.server.allocations, "users": self.server.users()}
+        return {"allocations": self.server.allocations, "streams": len(self.streams), "users": self.server.users()}
 
     def _peers(self, settings: TurnSettings) -> Peers:
         hosts = [host for relay in self._relay_addresses for host in (relay.host, relay.public)]

@@ -266,7 +266,7 @@ def test_nothing_of_the_request_stays_in_memory() -> None:
         gc.disable()
         try:
             browser = server.browser()
-            wait_until(lambda: len(server.listener._serving) == 0)
+            wait_until(lambda: len(server.listener.port.serving) == 0)
             kept = [thing for thing in gc.get_objects() if isinstance(thing, UpgradeHandler)]
             environs = [thing for thing in gc.get_objects() if isinstance(thing, dict) and "wsgi.input" in thing]
         finally:

@@ -1,29 +1,20 @@
-"""TCP ports that browsers and relays connect to: accept, guard, PROXY, first byte, TLS, then HTTP or TURN."""
+"""The TCP ports of a [listener NAME]: browsers and relays connect to them, to speak HTTP, WebSocket and TURN."""
 
 from __future__ import annotations
 
 import dataclasses
-import enum
-import errno
-import os
 import socket
 from collections.abc import Callable
 from typing import Any
 
-import gevent
-from gevent import get_hub, ssl
-from gevent.pool import Group
-from gevent.socket import socket as gevent_socket
+from gevent import ssl
 
-from wsgate.addr import Address, Network, canonical_host, in_networks
-from wsgate.errors import ProtocolError
+from wsgate.addr import Address, Network
 from wsgate.guard import Guard
-from wsgate.log import logger
 from wsgate.metrics import Counters
-from wsgate.net import forwarded
-from wsgate.net.clock import now
+from wsgate.net.port import Port, PortSettings, Row, Speech
 from wsgate.net.stream import FlowHandler, Streams
-from wsgate.net.upgrade import Accepted, Admit, HeadTimeout, HttpServer, admit_all
+from wsgate.net.upgrade import Accepted, Admit, HttpServer, admit_all
 from wsgate.settings import ADDRESS, ADDRESSES, BOOLEAN, NETWORKS, TEXT, Switch, choice, option, optional
 from wsgate.ws.connection import WebSocketSettings
 
@@ -36,48 +27,15 @@ class ListenerSettings:
     tls: Switch = option(Switch.ON, choice(Switch))
     certificate: str = option("", TEXT)
     private_key: str = option("", TEXT)
-    turn: bool = option(False, BOOLEAN, later="TURN on a listener's port")
+    turn: bool = option(False, BOOLEAN)
     http_fallback: Address | None = option(None, optional(ADDRESS), later="handing other paths to a web server")
     trusted_proxies: tuple[Network, ...] = option((), NETWORKS)
     tls_at_relay: bool = option(False, BOOLEAN)
     proxy_protocol: bool = option(False, BOOLEAN)
 
 
-ACCEPTS_PER_TURN = 64
-"""Connections accepted before the others get their turn."""
-
-EXHAUSTED_PAUSE = 0.1
-"""Seconds until the next accept where not even a refusal was possible."""
-
-EXHAUSTED_LOG_INTERVAL = 60.0
-"""Seconds without trouble after which running out of descriptors is news again (rule H7: one log line)."""
-
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_CLOSED = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK})
-
-
-class Speech(enum.Enum):
-    """What the first byte of a connection says it speaks (DESIGN, Ports)."""
-
-    STUN = "STUN"
-    TLS = "TLS"
-    HTTP = "HTTP"
-
-
-FIRST_BYTES = (
-    (range(0x00, 0x04), Speech.STUN),  # RFC 7983
-    (range(0x16, 0x17), Speech.TLS),  # RFC 8446 §5.1, handshake
-    (range(0x41, 0x5B), Speech.HTTP),  # the initial of a method
-)
-
-SPEECH = {byte: speech for bytes_, speech in FIRST_BYTES for byte in bytes_}
-
-Row = Callable[[Accepted], None]
-"""What serves one kind of speech."""
-
-
 class Listener:
-    """All ports of one [listener NAME] in one worker."""
+    """One [listener NAME] in one worker."""
 
     def __init__(
         self,
@@ -91,47 +49,28 @@ class Listener:
         wsgi_application: Callable[..., Any],
         counters: Counters,
         admit: Admit = admit_all,
+        speak_turn: Row | None = None,
     ) -> None:
         """`sockets` are bound and listen already; `tls_context_provider` gives the context for the next connection.
 
-        `admit` judges the identity of an upgrade.
+        `admit` judges the identity of an upgrade; `speak_turn` serves TURN where it is spoken here.
         """
         self.name = name
         self.streams = Streams(websocket_settings, guard, flow_handler, counters)
         self._settings = settings
-        self._sockets = sockets
-        self._tls_context_provider = tls_context_provider
-        self._guard = guard
-        self._counters = counters
         self._http = HttpServer(wsgi_application, lambda: self.streams.settings, guard, counters, admit)
-        self._acceptors: list[gevent.Greenlet] = []
-        self._serving = Group()
-        self._spare: int | None = None
-        self._exhausted_at = -EXHAUSTED_LOG_INTERVAL
-        # What can be spoken before TLS, by the option `tls`, and within it. TURN becomes a row of its own here.
-        self._clear: dict[Speech, Row] = {Speech.HTTP: self._speak_http, Speech.STUN: self._refuse}
-        self._rows: dict[Switch, dict[Speech, Row]] = {
-            Switch.OFF: self._clear,
-            Switch.ON: {Speech.TLS: self._speak_tls},
-            Switch.AUTO: {Speech.TLS: self._speak_tls, **self._clear},
-        }
+        rows: dict[Speech, Row] = {Speech.HTTP: self._speak_http}
+        if speak_turn is not None:
+            rows[Speech.STUN] = speak_turn
+        self.port = Port(name, sockets, self._port_settings, tls_context_provider, guard, counters, rows)
 
     def start(self) -> None:
         """Accept connections from now on."""
-        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        for listening in self._sockets:
-            listening.setblocking(False)
-            self._acceptors.append(gevent.spawn(self._accept, listening))
+        self.port.start()
 
     def stop_accepting(self) -> None:
         """Close the ports; what is connected stays."""
-        gevent.killall(self._acceptors)
-        self._acceptors.clear()
-        for listening in self._sockets:
-            listening.close()
-        if self._spare is not None:
-            os.close(self._spare)
-            self._spare = None
+        self.port.stop_accepting()
 
     def close(self, code: int, reason: str) -> None:
         """Begin to close every WebSocket: 1001 shutting down, 1012 restarting."""
@@ -140,7 +79,7 @@ class Listener:
     def stop(self) -> None:
         """End everything now; the flow handler is told of each stream before this returns."""
         self.stop_accepting()
-        self._serving.kill()
+        self.port.serving.kill()
         self.streams.stop()
 
     def reload(self, settings: ListenerSettings, websocket_settings: WebSocketSettings) -> None:
@@ -148,131 +87,15 @@ class Listener:
         self._settings = settings
         self.streams.settings = websocket_settings
 
-    def _accept(self, listening: socket.socket) -> None:
-        watcher = get_hub().loop.io(listening.fileno(), 1)
-        try:
-            while True:
-                get_hub().wait(watcher)
-                for _ in range(ACCEPTS_PER_TURN):
-                    if not self._accept_one(listening):
-                        break
-        except OSError as error:
-            logger.error("listener %s: cannot accept any more: %s", self.name, error)
-        finally:
-            watcher.close()
-
-    def _accept_one(self, listening: socket.socket) -> bool:
-        """Accept one connection; False: there is none just now. Raises OSError when the port is gone."""
-        try:
-            sock, address = listening.accept()
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if error.errno in _CLOSED:
-                raise
-            if error.errno in _EXHAUSTED:
-                self._refuse_exhausted(listening, error)
-                return False
-            # The peer gave up before it was accepted, or a firewall forbade it.
-            self._counters.count("listener_accept_failed")
-            return True
-        if not self._guard.open():
-            self._counters.count("listener_dropped_connections")
-            sock.close()
-            return True
-        self._serving.spawn(self._serve, sock, address)
-        return True
-
-    def _refuse_exhausted(self, listening: socket.socket, error: OSError) -> None:
-        """Rule H7: no descriptor is left. The spare one makes room to accept, and thereby refuse, one connection."""
-        if now() - self._exhausted_at >= EXHAUSTED_LOG_INTERVAL:
-            logger.error("listener %s refuses connections: %s", self.name, error.strerror)
-        self._exhausted_at = now()
-        self._counters.count("listener_refused_no_descriptors")
-        if self._spare is not None:
-            os.close(self._spare)
-            self._spare = None
-        try:
-            listening.accept()[0].close()
-        except OSError:
-            gevent.sleep(EXHAUSTED_PAUSE)
-        try:
-            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            gevent.sleep(EXHAUSTED_PAUSE)
-
-    def _serve(self, raw: socket.socket, address: tuple[Any, ...]) -> None:
-        """One connection until it is over or became a WebSocket, in its own greenlet."""
+    def _port_settings(self) -> PortSettings:
         settings = self._settings
-        peer = Address(canonical_host(address[0]), address[1])
-        sock = gevent_socket(raw.family, raw.type, raw.proto, fileno=raw.detach())
-        accepted = Accepted(sock, peer, settings.trusted_proxies, settings.tls_at_relay)
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            accepted.limit(self.streams.settings.handshake_timeout)
-            self._greet(accepted, settings)
-        except HeadTimeout:
-            self._counters.count("listener_timeouts")
-        except ProtocolError as error:
-            self._counters.count("listener_malformed")
-            logger.debug("listener %s, %s: %s", self.name, peer, error)
-        except OSError as error:
-            self._counters.count("listener_broken")
-            logger.debug("listener %s, %s: %s", self.name, peer, error)
-        finally:
-            accepted.limit(None)
-            if accepted.socket is not None:
-                accepted.socket.close()
-                if accepted.claim:
-                    self._guard.release(accepted.claim)
-                self._guard.close()
-
-    def _greet(self, accepted: Accepted, settings: ListenerSettings) -> None:
-        if settings.proxy_protocol and in_networks(accepted.peer.host, settings.trusted_proxies):
-            source = _read_proxy(accepted.socket)
-            if source is not None:
-                accepted.peer = source
-        if not in_networks(accepted.peer.host, settings.trusted_proxies):
-            # A relay stands for many: the place of each is claimed when the head says who it is.
-            if not self._guard.claim(accepted.peer.host):
-                self._counters.count("listener_dropped_address")
-                return
-            accepted.claim = accepted.peer.host
-        self._speak(accepted, self._rows[settings.tls], accepted.socket.recv(1, socket.MSG_PEEK))
-
-    def _speak(self, accepted: Accepted, rows: dict[Speech, Row], first: bytes) -> None:
-        speech = SPEECH.get(first[0]) if first else None
-        row = rows.get(speech) if speech else None
-        if row is not None:
-            row(accepted)
-        elif first:
-            self._counters.count("listener_unknown_first_byte")
-
-    def _refuse(self, accepted: Accepted) -> None:
-        """STUN where no TURN is spoken."""
-        self._counters.count("listener_refused_stun")
-
-    def _speak_tls(self, accepted: Accepted) -> None:
-        if self._tls_context_provider is None:
-            self._counters.count("listener_tls_without_certificate")
-            return
-        if not self._guard.begin_tls():
-            self._counters.count("listener_dropped_tls")
-            return
-        try:
-            accepted.socket = self._tls_context_provider().wrap_socket(
-                accepted.socket, server_side=True, do_handshake_on_connect=False
-            )
-            accepted.socket.do_handshake()
-        except ssl.SSLError as error:
-            self._counters.count("listener_tls_failed")
-            logger.debug("listener %s, %s: TLS: %s", self.name, accepted.peer, error)
-            return
-        finally:
-            self._guard.end_tls()
-        accepted.secure = True
-        accepted.renew_head()
-        self._speak(accepted, self._clear, accepted.head.peek())
+        return PortSettings(
+            settings.tls,
+            settings.trusted_proxies,
+            settings.tls_at_relay,
+            settings.proxy_protocol,
+            self.streams.settings.handshake_timeout,
+        )
 
     def _speak_http(self, accepted: Accepted) -> None:
         taken = self._http.serve(accepted)
@@ -281,32 +104,3 @@ class Listener:
             stream = self.streams.adopt(taken.socket, taken.upgrade)
             accepted.socket = None
             stream.begin(taken.upgrade, taken.data)
-
-
-def _read_proxy(sock: Any) -> Address | None:
-    """Read a PROXY header off the socket and not a byte more (TLS may follow); the source, None for LOCAL.
-
-    Raises ProtocolError.
-    """
-    start = _read_exactly(sock, forwarded.PROXY_START_BYTES)
-    if forwarded.PROXY_V2_SIGNATURE.startswith(start):
-        head = start + _read_exactly(sock, forwarded.PROXY_V2_HEAD_BYTES - len(start))
-        return forwarded.proxy_v2(head, _read_exactly(sock, forwarded.proxy_v2_body_bytes(head)))
-    line = start
-    while not line.endswith(b"\n"):
-        left = forwarded.PROXY_V1_MAX_BYTES - len(line)
-        if not line.startswith(b"PROXY ") or left <= 0:
-            raise ProtocolError("malformed PROXY header")
-        seen = sock.recv(left, socket.MSG_PEEK)
-        line += _read_exactly(sock, seen.find(b"\n") + 1 or max(1, len(seen)))
-    return forwarded.proxy_v1(line)
-
-
-def _read_exactly(sock: Any, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        more = sock.recv(size - len(data))
-        if not more:
-            raise ProtocolError("the PROXY header ends early")
-        data += more
-    return data

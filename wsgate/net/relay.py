@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, repeat
-from typing import Any
+from typing import Any, Protocol
 
 from gevent import get_hub
 
@@ -62,7 +62,7 @@ _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENO
 _CHANNEL_HEAD = struct.Struct("!HH")
 
 SocketAddress = tuple[str, int]
-_Send = Callable[[memoryview, SocketAddress], int]
+_Send = Callable[[bytes | memoryview, SocketAddress], int]
 
 
 class _Buffer:
@@ -74,16 +74,40 @@ class _Buffer:
         self.payload = self.view[HEADROOM : HEADROOM + DATAGRAM_BYTES]
 
 
+Routes = dict[SocketAddress, dict[int, tuple[_Send, SocketAddress]]]
+"""client -> channel number -> (send, peer)"""
+
+
+class Path(Protocol):
+    """One way to clients: a socket that many send to, or a stream or DTLS association of one."""
+
+    path: int
+    """Its number in Client.path, given by the engine and never used again."""
+    routes: Routes
+
+    @property
+    def sendto(self) -> _Send:
+        """Media to a client: whole or not at all. Never blocks; raises OSError for what was dropped."""
+
+    def answer(self, data: bytes, address: SocketAddress, /) -> None:
+        """A STUN answer to a client. Never blocks; raises OSError."""
+
+
 class _Listener:
-    """A socket that clients send to; `routes` is client -> channel number -> (send, peer)."""
+    """A socket that clients send to."""
 
     def __init__(self, engine: Relay, path: int, sock: socket.socket) -> None:
         self.socket = sock
         self.path = path
-        self.routes: dict[SocketAddress, dict[int, tuple[_Send, SocketAddress]]] = {}
+        self.routes: Routes = {}
+        self.sendto: _Send = sock.sendto
         self._engine = engine
         self._long_address = sock.family == socket.AF_INET6
         self._first_byte_end = (engine.server.channel_numbers[-1] >> 8) + 1
+
+    def answer(self, data: bytes, address: SocketAddress, /) -> None:
+        """Raises OSError."""
+        self.socket.sendto(data, address)
 
     def read(self, limit: int) -> int:
         """Take up to `limit` datagrams; returns how many. One that is wrong harms no other (rules P3, F4)."""
@@ -180,7 +204,8 @@ class Relay:
     """The pure engine. `listeners` are bound UDP sockets, which stay the caller's; relay sockets are opened here.
 
     `tick` is the longest that packets are gathered under load (rule F2), 0 for not at all. Client paths are the
-    indices of `listeners`. Everything runs on the hub of the greenlet that calls `start`.
+    indices of `listeners`, and further numbers by `open_path`. Everything runs on the hub of the greenlet that calls
+    `start`.
     """
 
     def __init__(
@@ -200,6 +225,8 @@ class Relay:
         self._clock = clock
         self._tick_seconds = tick
         self._listeners = [_Listener(self, path, sock) for path, sock in enumerate(listeners)]
+        self._paths: dict[int, Path] = dict(enumerate(self._listeners))
+        self._next_path = len(self._listeners)
         self._relays: dict[Address, _RelaySocket] = {}
         self._readers: dict[int, Callable[[int], int]] = {}
         self._epoll: select.epoll | None = None
@@ -251,6 +278,36 @@ class Relay:
             if more:
                 waiting.extendleft(reversed(more))
         self._set_timer()
+
+    def open_path(self, path: Path) -> None:
+        """Take in a stream or association: its frames come by `stun` and `channel_data` until `close_path`."""
+        path.path = self._next_path
+        self._next_path += 1
+        self._paths[path.path] = path
+
+    def close_path(self, client: Client) -> None:
+        """The only client of a path is gone: so are the path and the client's allocation (rule L4)."""
+        if self._paths.get(client.path) is not None:
+            self.apply(self.server.client_closed(client, self._clock()))
+            del self._paths[client.path]
+
+    def stun(self, data: bytes, client: Client, bytes_max: int = stun.DATAGRAM_BYTES_MAX) -> None:
+        """A STUN message of a client."""
+        self.apply(self.server.receive(data, client, self._clock(), bytes_max))
+
+    def channel_data(self, frame: bytes, path: Path, address: SocketAddress) -> None:
+        """ChannelData of a client on a path of its own (rule P3)."""
+        route = path.routes.get(address)
+        channel = route and route.get(frame[0] << 8 | frame[1])
+        end = 4 + (frame[2] << 8 | frame[3])
+        if not channel or end > len(frame):
+            self.counters.count("turn_channel_data_dropped")
+            return
+        try:
+            channel[0](memoryview(frame)[4:end], channel[1])
+            self.counters.count("turn_packets_to_peers")
+        except OSError:
+            self.counters.count("turn_send_failed")
 
     def message(self, listener: _Listener, source: SocketAddress, size: int) -> None:
         """A datagram from a client that is no ChannelData: STUN by its first bits (RFC 7983 §7), else dropped."""
@@ -340,7 +397,7 @@ class Relay:
 
     def _reply(self, effect: Reply) -> None:
         try:
-            self._listeners[effect.client.path].socket.sendto(effect.data, effect.client.address)
+            self._paths[effect.client.path].answer(effect.data, effect.client.address)
         except OSError:
             self.counters.count("turn_send_failed")
 
@@ -368,17 +425,17 @@ class Relay:
         self._readers.pop(relay.socket.fileno(), None)
         relay.socket.close()
         if relay.client is not None:
-            listener = self._listeners[relay.client.path]
-            channels = listener.routes.get(relay.client.address, {})
+            routes = self._paths[relay.client.path].routes
+            channels = routes.get(relay.client.address, {})
             for number in relay.channels.values():
                 channels.pop(number, None)
             if not channels:
-                listener.routes.pop(relay.client.address, None)
+                routes.pop(relay.client.address, None)
 
     def _join(self, effect: Join) -> None:
         relay = self._relays[effect.relay]
         relay.client = effect.client
-        relay.reply = self._listeners[effect.client.path].socket.sendto
+        relay.reply = self._paths[effect.client.path].sendto
 
     def _permit(self, effect: Permit) -> None:
         self._relays[effect.relay].permitted.add(self._bound_host.get(effect.host, effect.host))
@@ -391,14 +448,14 @@ class Relay:
         peer = self._inside(effect.peer)
         relay.channels[peer] = effect.number
         if relay.client is not None:
-            routes = self._listeners[relay.client.path].routes
+            routes = self._paths[relay.client.path].routes
             routes.setdefault(relay.client.address, {})[effect.number] = (relay.socket.sendto, peer)
 
     def _unbind(self, effect: Unbind) -> None:
         relay = self._relays[effect.relay]
         relay.channels.pop(self._inside(effect.peer), None)
         if relay.client is not None:
-            self._listeners[relay.client.path].routes[relay.client.address].pop(effect.number, None)
+            self._paths[relay.client.path].routes[relay.client.address].pop(effect.number, None)
 
     def _inside(self, peer: Address) -> SocketAddress:
         """Where a peer really is: another client's `external_address` is this machine, and need not leave it."""

@@ -11,6 +11,8 @@ from wsgate.addr import canonical_host, is_numeric
 from wsgate.errors import ProtocolError, StartError
 
 ALPN_HTTP = "http/1.1"
+ALPN_TURN = ("stun.turn", "stun.nat-discovery")
+"""What clients of TURN and STUN ask for (RFC 7443 §4)."""
 
 
 def server_context(
@@ -95,9 +97,10 @@ def _sip_identity(kind: str, value: str) -> tuple[str, str]:
 class ServerContext:
     """The server context of a listener, exchanged in place: running connections keep theirs, new ones get the new."""
 
-    def __init__(self, certificate: str, private_key: str = "") -> None:
+    def __init__(self, certificate: str, private_key: str = "", alpn_protocols: tuple[str, ...] = (ALPN_HTTP,)) -> None:
         """Raises StartError."""
-        self._context = server_context(certificate, private_key)
+        self._alpn_protocols = alpn_protocols
+        self._context = server_context(certificate, private_key, alpn_protocols)
 
     def __call__(self) -> ssl.SSLContext:
         """The context for the next connection."""
@@ -105,7 +108,7 @@ class ServerContext:
 
     def reload(self, certificate: str, private_key: str = "") -> None:
         """Read the files again (SIGHUP). Raises StartError and keeps the old context when they cannot be used."""
-        self._context = server_context(certificate, private_key)
+        self._context = server_context(certificate, private_key, self._alpn_protocols)
 
 
 def _load(context: ssl.SSLContext, certificate: str, private_key: str) -> None:

@@ -62,11 +62,11 @@ class TurnSettings:
 
     enabled: bool = option(True, BOOLEAN)
     udp: tuple[Address, ...] = option(TURN_ADDRESSES, ADDRESSES)
-    tcp: tuple[Address, ...] = option(TURN_ADDRESSES, ADDRESSES, later="TURN over TCP")
-    tls: tuple[Address, ...] = option((), ADDRESSES, later="TURN over TLS")
+    tcp: tuple[Address, ...] = option(TURN_ADDRESSES, ADDRESSES)
+    tls: tuple[Address, ...] = option((), ADDRESSES)
     dtls: bool = option(True, BOOLEAN, later="TURN over DTLS")
-    certificate: str = option("", TEXT, later="TURN over TLS")
-    private_key: str = option("", TEXT, later="TURN over TLS")
+    certificate: str = option("", TEXT)
+    private_key: str = option("", TEXT)
     realm: str = option("example.com", TEXT)
     relay_address: tuple[str, ...] | None = option(None, auto(STRINGS))
     external_address: tuple[str, ...] = option((), STRINGS)
@@ -147,6 +147,10 @@ class TurnServer:
     def channel_numbers(self) -> range:
         """The channel numbers that clients may use (rule P2)."""
         return CHANNEL_NUMBERS[self._settings.channel_range]
+
+    def has_allocation(self, client: Client) -> bool:
+        """True while this 5-tuple has an allocation."""
+        return self._allocator.get(client) is not None
 
     def users(self) -> dict[str, int]:
         """Allocations by user."""
