@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 
 import pytest
 
-from tests.edge_world import BOB, CONTACT, EXAMPLE, GATE, PBX, World, request, response, udp
+from tests.edge_world import (
+    BOB,
+    CONTACT,
+    EXAMPLE,
+    GATE,
+    PBX,
+    Call,
+    World,
+    register,
+    request,
+    response,
+    udp,
+)
 from wsgate.addr import Address, Hop, Transport
 from wsgate.sip.attempts import MAX_WAITING
 from wsgate.sip.contexts import Connect, Resolve
@@ -335,3 +348,28 @@ def test_nothing_is_kept_of_a_request_after_its_time():
     assert world.edge.counts()["transactions"] == 0
     assert world.edge.counts()["dialogs"] == 0
     assert world.edge.next_timer() is None
+
+
+def test_a_request_that_is_over_is_freed_without_the_garbage_collector():
+    """Memory: contexts, branches and transactions let go of each other when they end."""
+    world = two()
+    flow = world.browser()
+    register(world, flow)
+    Call(world, flow)
+    world.move(100)
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(20):
+            register(world, flow, call_id=f"r{number}")
+            call = Call(world, flow, call_id=f"c{number}")
+            world.from_browser(flow, call.request("BYE"))
+            world.from_backend(response(world.one(PBX), 200, "OK"))
+            world.from_browser(flow, request("INVITE", "sip:bob@example.com", CONTACT, call_id=f"d{number}"))
+            world.from_backend(response(world.one(PBX), 486, "Busy", to_tag="x"))
+            world.sent = []
+            world.move(100)
+        assert world.edge.counts()["transactions"] == 0
+        assert gc.collect() < 20
+    finally:
+        gc.enable()

@@ -47,6 +47,7 @@ from wsgate.sip.targets import BackendSettings
 from wsgate.sip.tracking import BEGINNERS, Tracker, is_at
 from wsgate.sip.transaction import (
     AckReceived,
+    Ended,
     Failed,
     RequestReceived,
     ResponseReceived,
@@ -319,6 +320,8 @@ class Edge:
                 queue.extend(self._forwarding.failed(effect.client, effect.why, now))
             elif isinstance(effect, Orphaned):
                 queue.extend(self._orphans.answered(effect, now))
+            elif isinstance(effect, Ended):
+                self._forwarding.ended(effect)
             elif isinstance(effect, Retain):
                 self._services.retain(effect, now)
         return outside

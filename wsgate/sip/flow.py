@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import enum
-import hashlib
 import hmac
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -51,7 +50,7 @@ class FlowTokens:
     def make(self, connection: bytes) -> bytes:
         """The token of a connection id of 8 bytes: 38 characters that need no escaping in a URI."""
         signed = bytes((TOKEN_VERSION, self._current.id)) + self._worker.to_bytes(2, "big") + connection
-        mac = hmac.new(self._current.secret, signed, hashlib.sha256).digest()[:_MAC_BYTES]
+        mac = hmac.digest(self._current.secret, signed, "sha256")[:_MAC_BYTES]
         return base64.urlsafe_b64encode(signed + mac).rstrip(b"=")
 
     def handle(self, aor: bytes, contact: bytes) -> bytes:
@@ -60,7 +59,7 @@ class FlowTokens:
         The same after every reconnect and restart, as long as the key is.
         """
         head = bytes((HANDLE_VERSION, self._current.id))
-        mac = hmac.new(self._current.secret, head + aor + b"\0" + contact, hashlib.sha256).digest()[:_MAC_BYTES]
+        mac = hmac.digest(self._current.secret, head + aor + b"\0" + contact, "sha256")[:_MAC_BYTES]
         return base64.urlsafe_b64encode(head + mac).rstrip(b"=")
 
     def read(self, text: bytes | None) -> Token:
@@ -76,7 +75,7 @@ class FlowTokens:
         secret = self._keys.get(raw[1])
         if secret is None:
             return Token(Verdict.FORGED)
-        mac = hmac.new(secret, raw[:_SIGNED_BYTES], hashlib.sha256).digest()[:_MAC_BYTES]
+        mac = hmac.digest(secret, raw[:_SIGNED_BYTES], "sha256")[:_MAC_BYTES]
         # The last character of base64 carries four unused bits: only the canonical spelling is ours.
         if not hmac.compare_digest(mac, raw[_SIGNED_BYTES:]) or base64.urlsafe_b64encode(raw).rstrip(b"=") != text:
             return Token(Verdict.FORGED)

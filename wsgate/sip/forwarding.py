@@ -25,7 +25,7 @@ from wsgate.sip.proxy import Arrival, Backends, SipSettings
 from wsgate.sip.rewriting import HANDLE_PARAMETER, contact_uri, restored
 from wsgate.sip.targets import BackendSettings
 from wsgate.sip.tracking import Party, Tracker
-from wsgate.sip.transaction import ClientTransaction, Failure, TransactionLayer
+from wsgate.sip.transaction import ClientTransaction, Ended, Failure, ServerTransaction, State, TransactionLayer
 
 RETRY_AFTER_SECONDS = 10
 """What a 503 of our own tells the browser (RFC 3261 §20.33)."""
@@ -125,6 +125,22 @@ class Forwarding:
             return effects
         self._fail(branch, self._attempts.outcome_of(branch, why, now), now, effects)
         return effects
+
+    def ended(self, ended: Ended) -> None:
+        """A transaction is over: it and its context let go of each other.
+
+        Else they would wait, with their messages, for the garbage collector.
+        """
+        context = branch = None
+        if ended.server is not None and isinstance(ended.server.user, Context):
+            context, ended.server.user = ended.server.user, None
+        elif ended.client is not None and isinstance(ended.client.context, Branch):
+            branch, ended.client.context = ended.client.context, None
+            if branch.client is ended.client and branch.outcome is not Outcome.PENDING:
+                branch.client = None
+            context = branch.context
+        if context is not None and context.answered and _is_over(context.server):
+            context.branches = []
 
     def cancel(self, context: Context, now: float, reason: bytes = b"") -> list[Effect]:
         """The caller sent CANCEL: every pending branch is cancelled, what never left is 487 at once (rule B5)."""
@@ -378,6 +394,10 @@ def _retry_after(message: Message) -> float:
     """The seconds of a Retry-After, which a comment or parameters may follow (RFC 3261 §20.33); 0 without one."""
     digits = (message.header(b"retry-after") or b"").partition(b";")[0].partition(b"(")[0].strip()
     return float(digits) if digits.isdigit() and len(digits) < 10 else 0.0
+
+
+def _is_over(server: ServerTransaction | None) -> bool:
+    return server is None or server.state is State.TERMINATED
 
 
 def _best(branches: list[Branch]) -> Branch | None:
