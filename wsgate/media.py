@@ -15,6 +15,7 @@ from wsgate.guard import Guard
 from wsgate.handover import Files
 from wsgate.log import logger
 from wsgate.metrics import Counters
+from wsgate.net.dtls import Associations
 from wsgate.net.port import Port, PortSettings, Speech
 from wsgate.net.relay import Relay
 from wsgate.net.tls import ALPN_TURN, ServerContext
@@ -68,6 +69,10 @@ class Media:
         if settings.certificate:
             certificate = files.path(settings.certificate), files.path(settings.private_key)
             self._context = ServerContext(*certificate, alpn_protocols=ALPN_TURN)
+        self._dtls: Associations | None = None
+        if settings.dtls and settings.certificate:
+            self._dtls = Associations(self._relay, guard, counters, os.urandom, *certificate)
+            self._relay.secured = self._dtls.receive
         rows = {Speech.STUN: self.streams.speak}
         clear, secure = PortSettings(Switch.OFF), PortSettings(Switch.ON)
         self._ports = [
@@ -88,6 +93,8 @@ class Media:
             port.stop_accepting()
             port.serving.kill()
         self.streams.stop()
+        if self._dtls is not None:
+            self._dtls.stop()
         self._relay.stop()
 
     def forbid(self, addresses: Iterable[Address]) -> None:
@@ -102,7 +109,10 @@ class Media:
         """Take users, secrets and the lists of peers anew. Raises WsgateError and then changes nothing."""
         credentials = _credentials(settings, files)
         if self._context is not None and settings.certificate:
-            self._context.reload(files.path(settings.certificate), files.path(settings.private_key))
+            certificate = files.path(settings.certificate), files.path(settings.private_key)
+            self._context.reload(*certificate)
+            if self._dtls is not None:
+                self._dtls.reload(*certificate)
         self.server.reload(credentials)
         self.server.peers = self._peers(settings)
         self.server.peers.forbid(self._forbidden)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import ssl
 import subprocess
 from typing import Any
 
@@ -28,15 +29,30 @@ RUNS = {
     "shared secret": ["-y", "-W", SECRET],
     "channels to a peer": ["-c", "-e", PEER_HOST],
     "send to a peer": ["-c", "-s", "-e", PEER_HOST],
+    "TCP, channels": ["-y", "-c", "-t"],
+    "TCP, send": ["-y", "-s", "-t"],
+    "TCP, even ports": ["-y", "-t"],
+    "TLS, channels": ["-y", "-c", "-t", "-S"],
+    "TLS, send": ["-y", "-s", "-t", "-S"],
+    "DTLS, channels": ["-y", "-c", "-S"],
+    "DTLS, send": ["-y", "-s", "-S"],
+}
+IPV6_RUNS = {
+    "UDP": ["-y", "-c", "-x"],
+    "TCP": ["-y", "-c", "-x", "-t"],
+    "TLS": ["-y", "-c", "-x", "-t", "-S"],
+    "DTLS": ["-y", "-c", "-x", "-S"],
+    "IPv4 relayed": ["-y", "-c"],
 }
 
 
 class Run:
     """turnutils_uclient at work. It draws channels up to 0x7FFF, which is answered by 400: such a run is repeated."""
 
-    def __init__(self, turn: TurnProcess, *options: str, password: str = PASSWORD) -> None:
-        self.command = ["turnutils_uclient", "-v", "-p", str(turn.port), "-u", USER, "-w", password, *options]
-        self.command += ["-l", "172", "-z", "10", "-n", str(MESSAGES), "-m", str(CLIENTS), "127.0.0.1"]
+    def __init__(self, turn: TurnProcess, *options: str, password: str = PASSWORD, server: str = "127.0.0.1") -> None:
+        port = turn.tls_port if {"-t", "-S"} <= {*options} else turn.port
+        self.command = ["turnutils_uclient", "-v", "-p", str(port), "-u", USER, "-w", password, *options]
+        self.command += ["-l", "172", "-z", "10", "-n", str(MESSAGES), "-m", str(CLIENTS), server]
         self.start()
 
     def start(self) -> None:
@@ -67,8 +83,9 @@ def outputs() -> dict[str, str]:
     port = str(free_port(PEER_HOST))
     peer = subprocess.Popen(["turnutils_peer", "-L", PEER_HOST, "-p", port], stdout=subprocess.DEVNULL)
     try:
-        with TurnProcess(allow=LOOPBACK, channel_range="rfc5766", unauthenticated_rate=10**6) as turn:
-            runs = {name: Run(turn, "-r", port, *options) for name, options in RUNS.items()}
+        options: dict[str, Any] = {"channel_range": "rfc5766", "unauthenticated_rate": 10**6, "user_quota": 500}
+        with TurnProcess(allow=LOOPBACK, **options) as turn:
+            runs = {name: Run(turn, "-r", port, *run) for name, run in RUNS.items()}
             return {name: run.output() for name, run in runs.items()}
     finally:
         peer.terminate()
@@ -78,6 +95,22 @@ def outputs() -> dict[str, str]:
 @pytest.mark.parametrize("name", RUNS)
 def test_uclient_relays_without_loss(outputs: dict[str, str], name: str) -> None:
     assert_lossless(outputs[name])
+
+
+@pytest.fixture(scope="module")
+def outputs_over_ipv6() -> dict[str, str]:
+    """What each of IPV6_RUNS printed."""
+    relays = (("127.0.0.1", "127.0.0.1"), ("::1", "::1"))
+    options: dict[str, Any] = {"channel_range": "rfc5766", "unauthenticated_rate": 10**6}
+    with TurnProcess(allow=(*LOOPBACK, "::1/128"), host="::1", relays=relays, **options) as turn:
+        runs = {name: Run(turn, *run, server="::1") for name, run in IPV6_RUNS.items()}
+        return {name: run.output() for name, run in runs.items()}
+
+
+@pytest.mark.parametrize("name", IPV6_RUNS)
+def test_uclient_relays_over_ipv6(outputs_over_ipv6: dict[str, str], name: str) -> None:
+    """Rules E1, L2."""
+    assert_lossless(outputs_over_ipv6[name])
 
 
 def test_uclient_with_strict_channel_numbers_sends_indications() -> None:
@@ -118,12 +151,12 @@ class Collector(asyncio.DatagramProtocol):
         self.received.put_nowait((data, addr))
 
 
-async def relay_with_aioice(port: int, password: str) -> tuple[bytes, bytes]:
+async def relay_with_aioice(port: int, password: str, **options: Any) -> tuple[bytes, bytes]:
     """Send through the server to a peer and back."""
     loop = asyncio.get_running_loop()
     peer_transport, peer = await loop.create_datagram_endpoint(Collector, local_addr=(PEER_HOST, 0))
     client_transport, client = await aioice.turn.create_turn_endpoint(
-        Collector, server_addr=("127.0.0.1", port), username=USER, password=password
+        Collector, server_addr=("127.0.0.1", port), username=USER, password=password, **options
     )
     try:
         client_transport.sendto(b"there", peer_transport.get_extra_info("sockname"))
@@ -140,6 +173,17 @@ async def relay_with_aioice(port: int, password: str) -> tuple[bytes, bytes]:
 def test_aioice_relays_with_strict_channel_numbers() -> None:
     with TurnProcess(allow=LOOPBACK) as turn:
         assert asyncio.run(relay_with_aioice(turn.port, PASSWORD)) == (b"there", b"and back")
+
+
+def test_aioice_relays_over_tcp_and_tls() -> None:
+    with TurnProcess(allow=LOOPBACK) as turn:
+        unverified = ssl.create_default_context()
+        unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
+        for port, secure in ((turn.port, False), (turn.tls_port, unverified)):
+            assert asyncio.run(relay_with_aioice(port, PASSWORD, transport="tcp", ssl=secure)) == (
+                b"there",
+                b"and back",
+            )
 
 
 def test_aioice_is_refused_with_a_wrong_password() -> None:

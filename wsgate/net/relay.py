@@ -222,6 +222,8 @@ class Relay:
         self.buffer = _Buffer()
         self.to_peers = self.to_clients = 0
         self.ready = 0
+        self.secured: Callable[[socket.socket, bytes, SocketAddress], None] | None = None
+        """Takes the datagrams that begin like DTLS (rule E2)."""
         self._clock = clock
         self._tick_seconds = tick
         self._listeners = [_Listener(self, path, sock) for path, sock in enumerate(listeners)]
@@ -310,8 +312,12 @@ class Relay:
             self.counters.count("turn_send_failed")
 
     def message(self, listener: _Listener, source: SocketAddress, size: int) -> None:
-        """A datagram from a client that is no ChannelData: STUN by its first bits (RFC 7983 §7), else dropped."""
-        if not size or self.buffer.data[0] > 3:
+        """A datagram from a client that is no ChannelData: STUN or DTLS by its first byte (RFC 7983 §7), or nothing."""
+        first = self.buffer.data[0] if size else 0xFF
+        if 20 <= first <= 63 and self.secured is not None:
+            self.secured(listener.socket, bytes(self.buffer.view[:size]), source)
+            return
+        if first > 3:
             self.counters.count("turn_garbage_dropped")
             return
         data = bytes(self.buffer.view[: min(size, stun.DATAGRAM_BYTES_MAX + 1)])

@@ -91,6 +91,13 @@ class Answers:
         )
         return self.error(request, code, fields)
 
+    def take_unauthenticated(self, host: str, size: int, now: float) -> bool:
+        """True when `size` bytes may go to `host` without authentication; they are then counted (rule S4)."""
+        may = self._rate.take(host, size, now)
+        if not may:
+            self._counters.count("turn_unauthenticated_limited")
+        return may
+
     def _answer(self, request: Request, message_class: MessageClass, fields: Iterable[Field]) -> list[Effect]:
         message, accepted = request.message, request.accepted
         integrity = None
@@ -106,7 +113,6 @@ class Answers:
             integrity=integrity,
             fingerprint=message.fingerprint,
         )
-        if accepted is None and not self._rate.take(request.client.address.host, len(data), request.now):
-            self._counters.count("turn_unauthenticated_limited")
+        if accepted is None and not self.take_unauthenticated(request.client.address.host, len(data), request.now):
             return []
         return [Reply(request.client, data)]

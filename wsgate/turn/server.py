@@ -64,7 +64,7 @@ class TurnSettings:
     udp: tuple[Address, ...] = option(TURN_ADDRESSES, ADDRESSES)
     tcp: tuple[Address, ...] = option(TURN_ADDRESSES, ADDRESSES)
     tls: tuple[Address, ...] = option((), ADDRESSES)
-    dtls: bool = option(True, BOOLEAN, later="TURN over DTLS")
+    dtls: bool = option(True, BOOLEAN)
     certificate: str = option("", TEXT)
     private_key: str = option("", TEXT)
     realm: str = option("example.com", TEXT)
@@ -151,6 +151,10 @@ class TurnServer:
     def has_allocation(self, client: Client) -> bool:
         """True while this 5-tuple has an allocation."""
         return self._allocator.get(client) is not None
+
+    def take_unauthenticated(self, host: str, size: int, now: float) -> bool:
+        """True when `size` more bytes may go to `host` without authentication (rule S4); they are then counted."""
+        return self._answers.take_unauthenticated(host, size, now)
 
     def users(self) -> dict[str, int]:
         """Allocations by user."""
