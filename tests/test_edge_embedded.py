@@ -540,3 +540,32 @@ def test_sips_reaches_phones_over_tls_only():
     located(world, alice, invite("sips:bob@example.com", call_id="two"))
     assert world.one(PHONE).method == b"INVITE"
     assert world.take(bob) == []
+
+
+def test_two_parties_behind_one_edge_reach_each_other_over_its_one_flow():
+    """W2: another wsgate in front is one flow with many users; inside their dialog a request goes back down it."""
+    world = Office()
+    edge = world.browser()
+    world.register_browser(edge, "alice")
+    world.register_browser(edge, "bob")
+    front = "<sip:token-of-bob@203.0.113.5:40000;transport=ws;lr>"
+    world.from_browser(edge, invite("sip:bob@example.com"))
+    trying, arrived = world.take(edge)
+    assert (trying.status, arrived.method) == (100, b"INVITE")
+    world.from_browser(edge, response(arrived, 200, "OK", "Contact: <sip:bob@abc.invalid;transport=ws>", to_tag="b1"))
+    answered = world.one(edge)
+    own = routes_of(answered, is_caller=True)
+    fields = {"from": "<sip:alice@example.com>;tag=a1", "to": "<sip:bob@example.com>;tag=b1"}
+    uri = "sip:bob@abc.invalid;transport=ws"
+    for method in ("ACK", "BYE"):
+        data = request(method, uri, f"Route: {own}, {front}", call_id="call-1@test", **fields)
+        world.from_browser(edge, data)
+        passed = [message for message in world.take(edge) if message.is_request]
+        assert [message.method for message in passed] == [method.encode()]
+        assert passed[0].values(b"route") == [front.encode()]
+    stranger = request("BYE", uri, f"Route: {own}, {front}", call_id="another@test", **fields)
+    world.from_browser(edge, stranger)
+    assert world.one(edge).status == 481
+    alone = request("BYE", uri, f"Route: {front}", call_id="call-1@test", **fields)
+    world.from_browser(edge, alone)
+    assert world.one(edge).status == 403

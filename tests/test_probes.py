@@ -280,24 +280,49 @@ def test_v1_without_a_tls_port_our_connection_is_the_way_back() -> None:
 
 
 def test_i4_a_connection_that_breaks_is_no_refusal() -> None:
-    """The server was restarted: the request goes by UDP this once, the next by TCP again."""
+    """The server was restarted: the request goes once more by TCP, and by UDP only where no connection can be made."""
     world = two(udp())
     flow = world.browser()
     large = b"x" * 1300
     world.from_browser(flow, request("MESSAGE", "sip:bob@example.com", body=large))
     world.sent = []
-    world.apply(world.edge.failed(Hop(Transport.TCP, PBX, b"number-1"), "closed by the peer", world.now))
-    assert [hop.transport for hop, _ in world.sent] == [Transport.UDP]
-    world.sent = []
+    for transport in (Transport.TCP, Transport.UDP):
+        world.apply(world.edge.failed(Hop(Transport.TCP, PBX, b"number-1"), "closed by the peer", world.now))
+        assert [hop.transport for hop, _ in world.sent] == [transport], "once, not for ever"
+        world.sent = []
     world.from_browser(flow, request("MESSAGE", "sip:bob@example.com", body=large, call_id="c2"))
     assert [hop.transport for hop, _ in world.sent] == [Transport.TCP]
+    assert world.edge.dead_targets() == []
 
 
-def test_i4_silence_over_tcp_kills_the_target_that_was_to_be_reached() -> None:
-    """N2: the target is one, by whatever transport it was tried."""
-    world = two()
+@pytest.mark.parametrize("transport", [Transport.TCP, Transport.TLS, Transport.WS])
+def test_a_request_on_a_connection_that_broke_is_sent_once_more_on_a_new_one(transport: Transport) -> None:
+    """With a branch of its own; a call that rings is not: it would ring twice. Then N2."""
+    target = Target(transport, PBX, "pbx.example.com")
+    world = two(target, udp(SECOND))
+    hop, new = (Hop(transport, PBX, name) for name in (b"number-1", b"number-2"))
     flow = world.browser()
-    world.from_browser(flow, request("INVITE", "sip:bob@example.com", CONTACT, body=b"x" * 1300))
-    world.move(32.1)
-    assert (Transport.UDP, PBX) in world.edge.dead_targets()
-    assert world.take(SECOND)
+    world.from_browser(flow, request("MESSAGE", "sip:bob@example.com", CONTACT))
+    world.apply(world.edge.connected(hop, LOCAL, world.now))
+    first = world.one(PBX)
+    world.apply(world.edge.failed(hop, "closed by the peer", world.now))
+    world.apply(world.edge.connected(new, LOCAL, world.now))
+    again = world.one(PBX)
+    assert again.branch != first.branch
+    assert again.call_id == first.call_id
+    world.apply(world.edge.failed(new, "closed by the peer", world.now))
+    assert world.one(SECOND).call_id == first.call_id, "once"
+
+
+def test_a_call_that_rings_is_not_sent_again_when_its_connection_breaks() -> None:
+    """It would ring twice."""
+    world = two(Target(Transport.TCP, PBX, "pbx.example.com"))
+    hop = Hop(Transport.TCP, PBX, b"number-1")
+    flow = world.browser()
+    world.from_browser(flow, request("INVITE", "sip:bob@example.com", CONTACT))
+    ringing = response(world.one(PBX), 180, "Ringing", BOB, to_tag="b1")
+    world.apply(world.edge.from_backend(hop, ringing, world.now))
+    world.take(flow)
+    world.apply(world.edge.failed(hop, "closed by the peer", world.now))
+    assert world.take(PBX) == []
+    assert world.one(flow).status == 503

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.certificates import Issued
 from tests.interop.process import Process, accepts, free_port
 
 PASSWORD = "secret"
@@ -23,9 +24,9 @@ tcp_rd_buf_size=1048576
 tcp_conn_wq_max=1048576
 tcp_wq_max=16777216
 tcp_connection_lifetime=3605
-enable_tls=no
 dns=off
 rev_dns=off
+{tls}
 loadmodule "tm.so"
 loadmodule "sl.so"
 loadmodule "rr.so"
@@ -111,13 +112,26 @@ request_route {{
 """
 
 
+TLS = """
+enable_tls=yes
+listen=tls:{host}:{port}
+loadmodule "tls.so"
+modparam("tls", "certificate", "{certificate.certfile}")
+modparam("tls", "private_key", "{certificate.keyfile}")
+modparam("tls", "tls_method", "TLSv1.2+")
+modparam("tls", "verify_certificate", 0)
+modparam("tls", "require_certificate", 0)
+"""
+
+
 class Kamailio:
     """One server on ports of its own; the directory holds its configuration and log.
 
     `udp`, `tcp` and `ws` are the same port, as Kamailio has one TCP listener for SIP and WebSocket. `record_route`
     says whether it stays in the dialog, `path` whether it knows Path,
     `outbound` whether RFC 5626 is answered with Require: outbound, `gruu` whether
-    a REGISTER returns GRUUs, `call_auth` whether a call is challenged too. It names itself
+    a REGISTER returns GRUUs, `call_auth` whether a call is challenged too.
+    With a `certificate` it takes SIP over TLS and WSS on `tls_port`. It names itself
     `advertise` (host:port) where that is given; phones then use UDP at `desk_host` and the same port.
     """
 
@@ -136,8 +150,10 @@ class Kamailio:
         advertise: str = "",
         desk_host: str = "",
         port: int | None = None,
+        certificate: Issued | None = None,
     ) -> None:
         self.host, self.port, self.domain = host, port or free_port(host), domain
+        self.tls_port = free_port(host)
         self._transports = transports
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
@@ -151,6 +167,7 @@ class Kamailio:
             + CONFIG.format(
                 domain=domain,
                 listen="\n".join(listen),
+                tls=TLS.format(host=host, port=self.tls_port, certificate=certificate) if certificate else "",
                 outbound=1 if outbound and path else 0,
                 path=1 if path else 0,
                 gruu=1 if gruu else 0,

@@ -364,6 +364,7 @@ class BackendSockets:
             self._counters.count("sip_connections_refused")
             plain.close()
             return
+        self._counters.count("sip_connections_accepted")
         stream = self._new_stream(hop, outgoing=False)
         stream.is_trusted = is_trusted
         stream.may_be_alias = is_trusted and hop.transport is Transport.TCP

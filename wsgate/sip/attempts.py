@@ -16,6 +16,7 @@ from wsgate.metrics import Counters
 from wsgate.sip.compose import Composer, Leg, LoopDetection
 from wsgate.sip.connections import Connections, accepted_from
 from wsgate.sip.contexts import Branch, Effect, Outcome, Resolve, Stray
+from wsgate.sip.dead_targets import Place
 from wsgate.sip.flow import RandomBytes
 from wsgate.sip.message import Message
 from wsgate.sip.names import Names
@@ -68,6 +69,7 @@ class Attempts:
         self.probes = Probes(backend_settings, layer, names, backends, self._connections, random_bytes, counters)
         self._dead = self.probes.dead
         self._streams_refused: OrderedDict[Address, float] = OrderedDict()
+        self._broken: Place | None = None  # the end of which connection is being dealt with
         self._resolving: dict[str, list[Branch | Stray]] = {}
 
     def begin(self, branch: Branch, now: float, effects: list[Effect]) -> bool:
@@ -107,6 +109,20 @@ class Attempts:
             if branch.flow is None or branch.flow.is_open:
                 return self.begin(branch, now, effects)
         return False
+
+    def retry(self, branch: Branch, now: float, effects: list[Effect]) -> bool:
+        """The connection that was there broke under a request: once more over a new one, to the same target.
+
+        A server that was restarted, or closes what is idle, is not noticed before something is sent.
+        """
+        by, target = branch.departure, branch.target
+        if by is None or target is None or branch.flow is not None or (by.transport, by.address) != self._broken:
+            return False
+        if branch.retried or branch.provisional:
+            return False
+        branch.retried = True
+        self._counters.count("sip_retries_after_lost_connections")
+        return self._send(branch, target, now, effects)
 
     def fall_back(self, branch: Branch, now: float, effects: list[Effect]) -> bool:
         """The stream was refused that a request was too large to do without: by UDP after all (rule I4)."""
@@ -180,6 +196,7 @@ class Attempts:
 
     def disconnected(self, hop: Hop, now: float) -> list[Branch]:
         """A backend's connection failed or is gone. Returns the branches that waited for it."""
+        self._broken = (hop.transport, hop.address) if hop.connection else None
         if hop.transport is Transport.TCP and not hop.connection:
             self._refuse_stream(hop.address, now)
         ended = []

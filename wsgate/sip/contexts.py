@@ -100,6 +100,7 @@ class Branch:
         "outcome",
         "provisional",
         "response",
+        "retried",
         "routes",
         "target",
         "targets",
@@ -127,6 +128,7 @@ class Branch:
         self.client: ClientTransaction | None = None
         self.departure: Hop | None = None
         self.target: Target | None = None
+        self.retried = False
         self.fallback: Target | None = None
         self.outcome = Outcome.PENDING
         self.response: Message | None = None

@@ -121,8 +121,10 @@ class Forwarding:
             self._attempts.probes.ended(branch, None, now)
         if not isinstance(branch, Branch) or branch.client is not client or branch.outcome is not Outcome.PENDING:
             return effects
-        if why is Failure.TRANSPORT and not branch.context.cancelled and self._attempts.fall_back(branch, now, effects):
-            return effects
+        if why is Failure.TRANSPORT and not branch.context.cancelled:
+            again = self._attempts.retry(branch, now, effects) or self._attempts.fall_back(branch, now, effects)
+            if again:
+                return effects
         self._fail(branch, self._attempts.outcome_of(branch, why, now), now, effects)
         return effects
 

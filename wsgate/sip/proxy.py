@@ -373,6 +373,9 @@ class Proxy:
             return NO_DIALOG
         if not self.is_party(found.sender, flow.id):
             return self._refused(uri)
+        if popped.tokens and self.is_party(found.receiver, flow.id):
+            # Rule W2 for a flow that carries both parties: another edge stands in front, with many users behind it.
+            return ToFlow(flow, popped.depth)
         if next_hop == message.uri and b"gr" in uri.parameters and self._is_embedded_host(uri):
             # A GRUU of ours leads to a binding and nowhere else (RFC 5627 §5.4).
             return ToService(Service.LOCATION, uri.host, popped.depth)
