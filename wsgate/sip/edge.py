@@ -67,6 +67,8 @@ NO_INVITE = Answer(481, "Call/Transaction Does Not Exist", (warning("no INVITE i
 ADMITTED = Admitted()
 """An upgrade of which nothing was asked and nothing is forwarded."""
 
+_FOR_OUTSIDE = (Send, Resolve, Connect, Disconnect)
+
 
 class Edge:
     """One worker's SIP. Not reentrant: apply the effects of a call after it has returned."""
@@ -308,7 +310,7 @@ class Edge:
         queue: deque[object] = deque(effects)
         while queue:
             effect = queue.popleft()
-            if isinstance(effect, Send | Resolve | Connect | Disconnect):
+            if isinstance(effect, _FOR_OUTSIDE):
                 outside.append(effect)
             elif isinstance(effect, RequestReceived):
                 queue.extend(self._handle_request(effect.server, effect.message, effect.hop, now))
