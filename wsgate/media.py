@@ -136,12 +136,21 @@ class Media:
 def _relay_addresses(settings: TurnSettings, own_hosts: Sequence[str]) -> list[RelayAddress]:
     hosts = settings.relay_address
     if hosts is None:
-        hosts = tuple(host for host in own_hosts if ":" not in host)[:1]
+        hosts = _one_per_family(own_hosts)
         logger.info("[turn] relay_address is %s", ", ".join(hosts) or "nowhere")
     if not hosts:
-        raise StartError("[turn] relay_address: this machine has no IPv4 address; name one")
+        raise StartError("[turn] relay_address: this machine has no address; name one")
+    if all(":" in host for host in hosts):
+        logger.info("[turn] relays on IPv6 alone: clients that ask for IPv4 get 440")
     public = {":" in host: host for host in settings.external_address}
     return [RelayAddress(host, public.get(":" in host, host)) for host in hosts]
+
+
+def _one_per_family(own_hosts: Sequence[str]) -> tuple[str, ...]:
+    """The first IPv4 address, and the first of IPv6 that others can reach (rule L2)."""
+    four = [host for host in own_hosts if ":" not in host]
+    six = [host for host in own_hosts if ":" in host and not host.startswith(("fe80:", "::1"))]
+    return (*four[:1], *six[:1])
 
 
 def _credentials(settings: TurnSettings, files: Files) -> Credentials:

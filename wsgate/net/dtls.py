@@ -151,7 +151,7 @@ class Association:
         if not data or data[0] > 0x7F or 4 <= data[0] < 0x40:
             self._owner.counters.count("turn_garbage_dropped")
         elif data[0] < 4:
-            self._owner.relay.stun(data, self.client)
+            self._owner.relay.stun_message(data, self.client)
         elif len(data) < 4:
             self._owner.counters.count("turn_channel_data_dropped")
         else:

@@ -58,6 +58,17 @@ TIMER_SECONDS_MIN = 0.001
 
 IP_MTU_DISCOVER, IP_PMTUDISC_WANT, IP_PMTUDISC_DO = 10, 1, 2
 IPV6_MTU_DISCOVER = 23
+IP_RECVERR, IPV6_RECVERR, MSG_ERRQUEUE = 11, 25, 0x2000
+ERRORS_PER_READ = 16
+"""ICMP errors of one socket that are read before the others get their turn."""
+_ICMP_ERRORS = {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EPROTO, errno.EMSGSIZE, errno.EACCES}
+"""What a send may report of an earlier packet to somebody else."""
+_ICMP_TOLD = {
+    2: {3: "IPv4 unreachable", 11: "IPv4 time exceeded"},
+    3: {1: "unreachable", 2: "too big", 3: "time exceeded"},
+}
+"""Which messages of which origin (SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6) clients are told (RFC 8656 §11.5)."""
+_EXTENDED_ERROR = struct.Struct("=IBBBBII")
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC}
 _CHANNEL_HEAD = struct.Struct("!HH")
 
@@ -109,6 +120,10 @@ class _Listener:
         """Raises OSError."""
         self.socket.sendto(data, address)
 
+    def read_errors(self) -> None:
+        """Nobody is told what ICMP says of a client."""
+        self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
     def read(self, limit: int) -> int:
         """Take up to `limit` datagrams; returns how many. One that is wrong harms no other (rules P3, F4)."""
         engine, routes, long_address = self._engine, self.routes, self._long_address
@@ -140,8 +155,8 @@ class _Listener:
             try:
                 channel[0](view[4:end], channel[1])
                 relayed += 1
-            except OSError:
-                engine.counters.count("turn_send_failed")
+            except OSError as problem:
+                relayed += engine.send_again(problem, channel, view[4:end])
         engine.to_peers += relayed
         return taken
 
@@ -199,6 +214,22 @@ class _RelaySocket:
         engine.to_clients += relayed
         return taken
 
+    def read_errors(self) -> None:
+        """Tell the client what ICMP said of its packets to peers that it may reach (RFC 8656 §11.5; rule P4)."""
+        engine = self._engine
+        for _ in range(ERRORS_PER_READ):
+            try:
+                _, ancillary, _, source = self.socket.recvmsg(0, 256, MSG_ERRQUEUE)
+            except OSError:
+                return
+            peer = source[:2] if source else ("", 0)
+            for _, _, data in ancillary:
+                if len(data) < _EXTENDED_ERROR.size or self.client is None or peer[0] not in self.permitted:
+                    continue
+                _, origin, kind, code, _, info, _ = _EXTENDED_ERROR.unpack_from(data)
+                if kind in _ICMP_TOLD.get(origin, ()):
+                    engine.tell_icmp(self.client, peer, stun.Icmp(kind, code, info))
+
 
 class Relay:
     """The pure engine. `listeners` are bound UDP sockets, which stay the caller's; relay sockets are opened here.
@@ -231,6 +262,7 @@ class Relay:
         self._next_path = len(self._listeners)
         self._relays: dict[Address, _RelaySocket] = {}
         self._readers: dict[int, Callable[[int], int]] = {}
+        self._read_errors: dict[int, Callable[[], None]] = {}
         self._epoll: select.epoll | None = None
         aliases = [(relay.public, relay.host) for relay in server.relay_addresses if relay.public != relay.host]
         self._bound_host = dict(aliases)
@@ -254,7 +286,7 @@ class Relay:
         for listener in self._listeners:
             listener.socket.setblocking(False)
             listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LISTENER_BUFFER_BYTES)
-            self._watch(listener.socket, listener.read)
+            self._watch(listener.socket, listener.read, listener.read_errors)
         self._watcher.start(self._readable)
 
     def stop(self) -> None:
@@ -268,6 +300,7 @@ class Relay:
             relay.socket.close()
         self._relays.clear()
         self._readers.clear()
+        self._read_errors.clear()
         self._epoll.close()
         self._epoll = None
 
@@ -282,7 +315,7 @@ class Relay:
         self._set_timer()
 
     def open_path(self, path: Path) -> None:
-        """Take in a stream or association: its frames come by `stun` and `channel_data` until `close_path`."""
+        """Take in a stream or association: its frames come by `stun_message` and `channel_data` until `close_path`."""
         path.path = self._next_path
         self._next_path += 1
         self._paths[path.path] = path
@@ -293,7 +326,7 @@ class Relay:
             self.apply(self.server.client_closed(client, self._clock()))
             del self._paths[client.path]
 
-    def stun(self, data: bytes, client: Client, bytes_max: int = stun.DATAGRAM_BYTES_MAX) -> None:
+    def stun_message(self, data: bytes, client: Client, bytes_max: int = stun.DATAGRAM_BYTES_MAX) -> None:
         """A STUN message of a client."""
         self.apply(self.server.receive(data, client, self._clock(), bytes_max))
 
@@ -305,11 +338,25 @@ class Relay:
         if not channel or end > len(frame):
             self.counters.count("turn_channel_data_dropped")
             return
+        payload = memoryview(frame)[4:end]
         try:
-            channel[0](memoryview(frame)[4:end], channel[1])
-            self.counters.count("turn_packets_to_peers")
-        except OSError:
-            self.counters.count("turn_send_failed")
+            channel[0](payload, channel[1])
+            relayed = 1
+        except OSError as problem:
+            relayed = self.send_again(problem, channel, payload)
+        self.counters.count("turn_packets_to_peers", relayed)
+
+    def send_again(self, problem: OSError, channel: tuple[_Send, SocketAddress], payload: bytes | memoryview) -> int:
+        """A send failed. It may have told of an earlier packet, and that only once: 1 where the second one went out."""
+        if problem.errno in _ICMP_ERRORS:
+            try:
+                channel[0](payload, channel[1])
+            except OSError:
+                self.counters.count("turn_send_failed")
+                return 0
+            return 1
+        self.counters.count("turn_send_failed")
+        return 0
 
     def message(self, listener: _Listener, source: SocketAddress, size: int) -> None:
         """A datagram from a client that is no ChannelData: STUN or DTLS by its first byte (RFC 7983 §7), or nothing."""
@@ -322,6 +369,20 @@ class Relay:
             return
         data = bytes(self.buffer.view[: min(size, stun.DATAGRAM_BYTES_MAX + 1)])
         self.apply(self.server.receive(data, Client(listener.path, Address(*source)), self._clock()))
+
+    def tell_icmp(self, client: Client, peer: SocketAddress, icmp: stun.Icmp) -> None:
+        """A Data indication with the ICMP attribute (RFC 8656 §11.5; rule P4); none of a port that is refused."""
+        if not self.server.peers.port_allowed(*peer):
+            return
+        self.counters.count("turn_icmp_told")
+        told = Address(self._public_host.get(peer[0], peer[0]), peer[1])
+        fields = (stun.XOR_PEER_ADDRESS(told), stun.ICMP(icmp))
+        transaction_id = self.server.random_bytes(stun.TRANSACTION_ID_BYTES)
+        data = stun.encode(stun.Method.DATA, stun.MessageClass.INDICATION, transaction_id, fields)
+        try:
+            self._paths[client.path].sendto(data, client.address)
+        except OSError:
+            self.counters.count("turn_send_failed")
 
     def write_data_indication(self, source: SocketAddress, size: int) -> tuple[int, int]:
         """Make the payload in the buffer a Data indication (RFC 8656 §11.3); returns where it begins and ends.
@@ -339,10 +400,15 @@ class Relay:
         self.buffer.data[end : end + padding] = bytes(padding)
         return start, end + padding
 
-    def _watch(self, sock: socket.socket, read: Callable[[int], int]) -> None:
+    def _watch(self, sock: socket.socket, read: Callable[[int], int], read_errors: Callable[[], None]) -> None:
         if self._epoll is not None:
             self._epoll.register(sock.fileno(), select.EPOLLIN)
             self._readers[sock.fileno()] = read
+            self._read_errors[sock.fileno()] = read_errors
+
+    def _forget(self, sock: socket.socket) -> None:
+        self._readers.pop(sock.fileno(), None)
+        self._read_errors.pop(sock.fileno(), None)
 
     def _drain(self) -> int:
         """Read what is there, at most about PACKETS_PER_PASS packets; returns how many it was."""
@@ -353,9 +419,11 @@ class Relay:
             self.ready = len(ready)
             limit = next(limits) if self.ready <= FEW_READY else 1
             before = done
-            for descriptor, _ in ready:
+            for descriptor, events in ready:
                 read = readers.get(descriptor)
                 if read is not None:
+                    if events & select.EPOLLERR:
+                        self._read_errors[descriptor]()
                     done += read(limit)
             if done == before:
                 break
@@ -413,10 +481,10 @@ class Relay:
         try:
             for address in effect.relays:
                 opened.append(_RelaySocket(self, address, _bound(address)))
-                self._watch(opened[-1].socket, opened[-1].read)
+                self._watch(opened[-1].socket, opened[-1].read, opened[-1].read_errors)
         except OSError as problem:
             for relay in opened:
-                self._readers.pop(relay.socket.fileno(), None)
+                self._forget(relay.socket)
                 relay.socket.close()
             exhausted = problem.errno in _EXHAUSTED
             if exhausted:
@@ -428,7 +496,7 @@ class Relay:
 
     def _close_relay(self, effect: CloseRelay) -> None:
         relay = self._relays.pop(effect.relay)
-        self._readers.pop(relay.socket.fileno(), None)
+        self._forget(relay.socket)
         relay.socket.close()
         if relay.client is not None:
             routes = self._paths[relay.client.path].routes
@@ -469,13 +537,14 @@ class Relay:
 
     def _send_to_peer(self, effect: SendToPeer) -> None:
         sock = self._relays[effect.relay].socket
+        peer = self._inside(effect.peer)
+        if effect.dont_fragment:
+            _set_dont_fragment(sock, IP_PMTUDISC_DO)
         try:
-            if effect.dont_fragment:
-                _set_dont_fragment(sock, IP_PMTUDISC_DO)
-            sock.sendto(effect.data, self._inside(effect.peer))
+            sock.sendto(effect.data, peer)
             self.to_peers += 1
-        except OSError:
-            self.counters.count("turn_send_failed")
+        except OSError as problem:
+            self.to_peers += self.send_again(problem, (sock.sendto, peer), effect.data)
         finally:
             if effect.dont_fragment:
                 _set_dont_fragment(sock, IP_PMTUDISC_WANT)
@@ -489,6 +558,9 @@ def _bound(address: Address) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RELAY_BUFFER_BYTES)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
         sock.bind(address)
     except OSError:
         sock.close()

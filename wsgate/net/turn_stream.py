@@ -162,7 +162,7 @@ class TurnStream:
             self._heard = now()
         for frame in whole:
             if frame[0] < 0x40:
-                relay.stun(frame, client, FRAME_BYTES_MAX)
+                relay.stun_message(frame, client, FRAME_BYTES_MAX)
             else:
                 relay.channel_data(frame, self, client.address)
         if frames.bytes_max < FRAME_BYTES_MAX and relay.server.has_allocation(client):

@@ -51,6 +51,11 @@ class _Opening(NamedTuple):
     errors: tuple[tuple[int, ErrorCode], ...]
     tries: int
 
+    def without(self, family: Family) -> _Opening:
+        """The same without a family that cannot be had: ADDRESS-ERROR-CODE says so (RFC 8656 §7.2; rule L2)."""
+        families = tuple(one for one in self.families if one is not family)
+        return self._replace(families=families, errors=(*self.errors, (family, error_code(508))))
+
 
 class Allocator:
     """All allocations of a server by their 5-tuples, their relay ports, and one heap of their deadlines."""
@@ -147,13 +152,14 @@ class Allocator:
             ports, host = self._ports[family], self._relay_addresses[family].host
             port = ports.draw(user, now) if opening.even is None else ports.draw_even(user, now, pair=reserve)
             if port is None:
-                for relay in relays:
-                    self._ports[family_of(relay.host)].rest(relay.port, user, now)
-                opening.allocation.advance(Event.REFUSED)
-                return self._answers.error(opening.request, 508)
+                opening = opening.without(family)
+                continue
             relays.append(Address(host, port))
             if reserve:
                 relays.append(Address(host, port + 1))
+        if not relays:
+            opening.allocation.advance(Event.REFUSED)
+            return self._answers.error(opening.request, 508)
         self._opening[tuple(relays)] = opening
         return [OpenRelays(tuple(relays))]
 
@@ -193,6 +199,9 @@ class Allocator:
         opening = self._opening.pop(relays)
         for relay in relays:
             self._ports[family_of(relay.host)].rest(relay.port, opening.allocation.user if exhausted else "", now)
+        if len(opening.families) > 1 and (exhausted or opening.tries >= OPENING_TRIES):
+            # Both cannot be had: one of them alone (RFC 8656 §7.2).
+            return self._open(opening.without(opening.families[-1])._replace(tries=1))
         if exhausted or opening.tries >= OPENING_TRIES:
             opening.allocation.advance(Event.REFUSED)
             return self._answers.error(opening.request, 508)

@@ -95,6 +95,14 @@ class ErrorCode(NamedTuple):
     reason: str
 
 
+class Icmp(NamedTuple):
+    """ICMP (RFC 8656 §18.13): what a router or a peer's host said; `data` is the MTU where there is one, else 0."""
+
+    type: int
+    code: int
+    data: int
+
+
 class EvenPort(NamedTuple):
     """EVEN-PORT (RFC 8656 §18.5); `reserve` is the R bit."""
 
@@ -245,6 +253,12 @@ EVEN_PORT: Attribute[EvenPort] = Attribute(
     lambda value, _: EvenPort(bool(value[0] & 0x80)),
 )
 RESERVATION_TOKEN = Attribute(0x0022, "RESERVATION-TOKEN", *_opaque(8))
+ICMP: Attribute[Icmp] = Attribute(
+    0x8004,
+    "ICMP",
+    lambda value, _: struct.pack("!HHI", 0, value.type << 9 | value.code, value.data),
+    lambda value, _: Icmp(value[2] >> 1, (value[2] & 1) << 8 | value[3], int.from_bytes(value[4:8], "big")),
+)
 DONT_FRAGMENT: Attribute[bool] = Attribute(0x001A, "DONT-FRAGMENT", *_FLAG)
 
 ATTRIBUTES: dict[int, Attribute[Any]] = {row.number: row for row in vars().copy().values() if type(row) is Attribute}
