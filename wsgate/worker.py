@@ -6,8 +6,8 @@ the web phone, are read before root is given up, because the new user may not be
 
 from __future__ import annotations
 
-import importlib
 import gc
+import importlib
 import os
 import socket
 from collections.abc import Callable, Mapping
