@@ -148,6 +148,8 @@ def test_turn_is_none_where_it_is_absent_or_off():
         ("[backend a.test]\ntarget = embedded\ntransports =\n", "backend a.test", "transports", "udp"),
         ("[backend a.test]\ntarget = embedded\ntransports = carrier\n", "backend a.test", "transports", "udp, tcp"),
         ("[backend a.test]\ntarget = embedded\n[backend A.Test]\ntarget = embedded\n", "backend A.Test", "", "twice"),
+        ("[backend a.test]\ntarget = sip:b\nclient_private_key = k\n", "backend a.test", "client_certificate", "needs"),
+        ("[sip]\ntls_bind = 127.0.0.1:5061\n", "sip", "tls_bind", "the first [listener ...] with TLS"),
         ("[registrar]\nmin_expires = 100\nmax_expires = 10\n", "registrar", "min_expires", "above"),
         ("[registrar]\ndigest_algorithms =\n", "registrar", "digest_algorithms", "MD5"),
         ("[turn]\nmin_lifetime = 700\nmax_lifetime = 600\n", "turn", "min_lifetime", "above"),
@@ -224,6 +226,16 @@ def test_every_socket_is_listed():
     )
     turn_places = ("[turn] udp", "[turn] tcp", "[turn] tls")
     assert configuration.places() == ("[listener web] bind", "[sip] bind", "[sip] bind", *turn_places)
+
+
+def test_sip_over_tls_shows_the_certificate_of_the_first_listener_with_tls():
+    listeners = "[listener a]\nbind = 127.0.0.1:1\ntls = off\n[listener b]\nbind = 127.0.0.1:2\ncertificate = b.pem\n"
+    configuration = read(f"{listeners}[sip]\nbind = 127.0.0.1:5060\ntls_bind = 127.0.0.1:5061, 127.0.0.2:5061\n")
+    tls = [endpoint for endpoint in configuration.endpoints() if endpoint.kind == "sip-tls"]
+    assert tls == [Endpoint("sip-tls", "sip", Address(host, 5061)) for host in ("127.0.0.1", "127.0.0.2")]
+    assert not any(endpoint.datagram for endpoint in tls)
+    assert configuration.places()[-2:] == ("[sip] tls_bind", "[sip] tls_bind")
+    assert configuration.tls_listener == "b"
 
 
 def test_the_certificate_of_turn_is_that_of_the_first_listener_with_tls():

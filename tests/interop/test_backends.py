@@ -23,11 +23,12 @@ import pytest
 from tests.certificates import Authority
 from tests.dns_server import DnsServer, Fault
 from tests.interop.daemon import ROOT, Daemon
-from tests.interop.kamailio import Kamailio
+from tests.interop.kamailio import PASSWORD, Kamailio
 from tests.interop.process import free_port, wait_for
 from tests.interop.raw import RawWebSocket, UdpPeer, answer, header, sip
 from tests.interop.registration import EMBEDDED, write_users
 from tests.interop.registration import PASSWORD as REGISTRAR_PASSWORD
+from tests.interop.sipp import Sipp
 from tests.interop.softphone import Softphone
 from tests.interop.stream_server import Line, StreamServer
 from tests.interop.test_kamailio import Company, assert_well_served, backend, call_through
@@ -78,6 +79,37 @@ def test_calls_pass_over_tls_and_wss_both_ways(secure_company: Company) -> None:
     has_port = "tls_bind" in secure_company.gateway.ini.read_text()
     counters = secure_company.gateway.status()["counters"]
     assert ("sip_connections_accepted" in counters) == has_port
+
+
+@pytest.mark.parametrize("transport", ["tcp", "ws", "tls"])
+def test_a_server_that_was_restarted_is_found_again_by_the_next_register(
+    transport: str, tmp_path: Path, authority: Authority
+) -> None:
+    """V1: its connection is replaced, and the REGISTER heals the Path."""
+    with ExitStack() as stack:
+        kamailio = Kamailio(tmp_path / "kamailio", certificate=authority.issue("example.test"))
+        stack.callback(kamailio.stop)
+        port = kamailio.tls_port if transport == "tls" else kamailio.port
+        lines = ["[backend example.test]", f"target = sip:127.0.0.1:{port};transport={transport}"]
+        lines += [f"ca_file = {authority.ca_file}", "server_name = example.test", "probe_interval = 1"]
+        gateway = Daemon(tmp_path / "wsgate", "\n".join(lines) + "\n")
+        stack.callback(gateway.stop)
+        phone = Softphone(gateway.url, "alice", PASSWORD)
+        stack.callback(phone.close)
+        phone.wait("registered")
+        kamailio.stop()
+        phone.do("message", target="sip:bob@example.test", body="anybody there?")
+        phone.wait_sip("in", "SIP/2.0 503 ")
+        kamailio.restart()
+        wait_for(lambda: not gateway.status()["backends"]["example.test"]["dead"], "the server to be found alive")
+        phone.do("register")
+        phone.wait_sip("in", "SIP/2.0 200 ")
+        desk = Sipp("uac_bye", f"127.0.0.1:{kamailio.port}", tmp_path, called="alice")
+        stack.callback(desk.stop)
+        phone.wait("session")
+        phone.do("answer")
+        phone.wait("ended")
+        desk.done()
 
 
 # A wsgate in front of another
