@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import time
 
 import pytest
 from hypothesis import given
@@ -19,6 +20,7 @@ from wsgate.net.forwarded import (
     proxy_v2,
     proxy_v2_body_bytes,
 )
+from wsgate.ws.handshake import MAX_HEAD_BYTES
 
 TRUSTED = (parse_network("10.0.0.0/8"), parse_network("fd00::/8"))
 RELAY = Address("10.0.0.1", 4711)
@@ -72,6 +74,10 @@ def test_nobody_else_is_believed() -> None:
         ("for=6.6.6.6, for=198.51.100.7", "198.51.100.7"),
         ('for=198.51.100.7;ext="a,for=6.6.6.6"', "198.51.100.7"),
         ("for=198.51.100.7, for=10.1.1.1", "198.51.100.7"),
+        ('for="6.6.6.6, for=198.51.100.7', "198.51.100.7"),
+        ('for="6.6.6.6, for="[2001:db8:cafe::17]:4711"', "2001:db8:cafe::17"),
+        ('for=198.51.100.7;host="a;for=6.6.6.6;b"', "198.51.100.7"),
+        ('host="a, for=6.6.6.6;b=\\"c", for=10.1.1.1', RELAY.host),
         ("for=unknown", RELAY.host),
         ("for=_secret", RELAY.host),
         ("proto=https", RELAY.host),
@@ -82,6 +88,16 @@ def test_nobody_else_is_believed() -> None:
 )
 def test_forwarded(value: str, host: str) -> None:
     assert client(value, field="Forwarded").remote.host == host
+
+
+@pytest.mark.parametrize("piece", ['\\"', '"\\', ',a="', 'a="b",', "a=b;", 'for="', ",", " ", ";for=1,"])
+@pytest.mark.parametrize("start", ["", '"', 'for="'])
+def test_a_head_full_of_forwarded_is_read_in_no_time(start: str, piece: str) -> None:
+    """No stranger gets the square of what he wrote in CPU time."""
+    value = start + piece * (MAX_HEAD_BYTES // len(piece))
+    began = time.process_time()
+    client(value, field="Forwarded")
+    assert time.process_time() - began < 0.3
 
 
 def test_where_both_stand_only_x_forwarded_for_counts() -> None:

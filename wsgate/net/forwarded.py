@@ -29,7 +29,8 @@ PROXY_V2_SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 
 _PORT = r"(?::[0-9]{1,5})?"
 _NODE = re.compile(rf"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]{_PORT}|(?P<v4>[0-9.]+){_PORT}|(?P<bare>[0-9A-Fa-f:.]+))")
-_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_PAIR = re.compile(rf'[ \t]*({_TOKEN})=(?:"((?:[^"\\]|\\.)*)"|([^",; \t]*))[ \t]*(?:;|\Z)')
 
 
 class Relayed(NamedTuple):
@@ -51,7 +52,7 @@ def client_address(peer: Address, fields: Iterable[tuple[str, str]], trusted: tu
     if values(fields, "x-forwarded-for"):
         entries = [entry.strip(" \t") for value in values(fields, "x-forwarded-for") for entry in value.split(",")]
     elif values(fields, "forwarded"):
-        entries = [_forwarded_for(element) for element in _forwarded_elements(values(fields, "forwarded"))]
+        entries = _forwarded_for(",".join(values(fields, "forwarded")))
     else:
         return Relayed(peer, 1)
     host, relays = "", 0
@@ -88,21 +89,36 @@ def _node(text: str) -> str:
         return ""
 
 
-def _forwarded_elements(lines: list[str]) -> list[str]:
-    """The elements of Forwarded, its lines joined; a comma inside a quoted string does not part them."""
-    text = ",".join(lines)
-    marks = _QUOTED.sub(lambda match: "q" * len(match[0]), text)
-    elements, start = [], 0
-    for end in [*(match.start() for match in re.finditer(",", marks)), len(text)]:
-        elements.append(text[start:end])
-        start = end + 1
-    return elements
+def _forwarded_for(text: str) -> list[str]:
+    """The value of `for` in each element of Forwarded; empty where it does not stand there once.
+
+    Cut from the right, where a relay of ours wrote: a quote that a stranger left open hides nothing behind it. What
+    begins inside a quoted string is no element, because its quote is never closed. Where nothing more can be read the
+    list begins with an empty entry.
+    """
+    found: list[str] = []
+    end = at = len(text)
+    while at >= 0:
+        at = text.rfind(",", 0, at)
+        value = _element(text, at + 1, end)
+        if value is not None:
+            found.append(value)
+            end = at
+    return ["", *reversed(found)] if end >= 0 else found[::-1]
 
 
-def _forwarded_for(element: str) -> str:
-    """The value of `for` in one element, unquoted; empty when it does not stand there once."""
-    found = re.findall(r'(?:^|;)[ \t]*for=("(?:[^"\\]|\\.)*"|[^";, \t]*)[ \t]*(?=;|$)', element, re.IGNORECASE)
-    return re.sub(r"\\(.)", r"\1", found[0].strip('"')) if len(found) == 1 else ""
+def _element(text: str, start: int, end: int) -> str | None:
+    """The value of `for` in one element (RFC 7239 §4), unquoted, empty when it is not there once; None: no element."""
+    values_of_for = []
+    while True:
+        pair = _PAIR.match(text, start, end)
+        if pair is None:
+            return None
+        if pair[1].lower() == "for":
+            values_of_for.append(re.sub(r"\\(.)", r"\1", pair[2]) if pair[2] is not None else pair[3])
+        start = pair.end()
+        if start == end and text[start - 1] != ";":
+            return values_of_for[0] if len(values_of_for) == 1 else ""
 
 
 def proxy_v1(line: bytes) -> Address | None:
