@@ -679,6 +679,10 @@ def test_no_alias_for_a_stranger_nor_over_tls(make: Make, start: Start, tmp_path
         peer.sendall(said % server.address.port)
         until(lambda: len(world.received) == 1)
         assert world.sockets.connection(Hop(Transport.TLS, server.address)) is None
+        source = Hop(Transport.TLS, world.received[0][0].address)
+        assert world.sockets.connection(source) is not None, "a phone is reached by the connection it opened"
+        world.targets[source[:2]] = BackendSettings()
+        assert world.sockets.connection(source) is None, "a backend is not: it has shown no certificate"
     world.allowed = False
     with socket.create_connection(world.tcp) as peer:
         peer.sendall(said % server.address.port)

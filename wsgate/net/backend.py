@@ -212,7 +212,13 @@ class BackendSockets:
 
     def _find(self, hop: Hop) -> BackendStream | None:
         stream = self._streams.get(hop.connection) if hop.connection else None
-        return stream or self._by_address.get((hop.transport, hop.address))
+        if stream is not None:
+            return stream
+        stream = self._by_address.get((hop.transport, hop.address))
+        if stream is None or stream.outgoing or hop.transport is not Transport.TLS:
+            return stream
+        # Who opened it has shown no certificate: a phone is reached by it, a target of a backend is not (RFC 5922).
+        return stream if self._find_backend(*hop[:2]) is None else None
 
     def _stream(self, hop: Hop) -> BackendStream | None:
         """The stream to send on, a new one where there is none; None when there can be none, which `failed` says."""
