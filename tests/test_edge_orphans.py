@@ -110,6 +110,40 @@ def test_d4_no_bye_when_the_client_came_back_and_bye_when_it_goes_again() -> Non
     assert w.one(PBX).method == b"BYE"
 
 
+def test_d4_who_comes_back_and_goes_again_has_the_whole_grace_again() -> None:
+    w = World(reconnect_grace=60.0)
+    flow = w.browser(port=1)
+    register(w, flow)
+    answered_call(w, flow)
+    w.apply(w.edge.flow_closed(flow.id, w.now))
+    w.move(50.0)
+    new = w.browser(port=2)
+    register(w, new)
+    w.move(5.0)
+    w.apply(w.edge.flow_closed(new.id, w.now))
+    w.move(59.0)
+    assert w.take(PBX) == []
+    w.move(1.2)
+    assert w.one(PBX).method == b"BYE"
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_d4_a_subscription_whose_browser_stays_away_takes_no_room_in_the_dialog_table(comes_back: bool) -> None:
+    w = World(reconnect_grace=60.0)
+    flow = w.browser(port=1)
+    register(w, flow)
+    w.from_browser(flow, request("SUBSCRIBE", "sip:bob@example.com", f"Contact: <{OWN}>", "Event: presence"))
+    w.from_backend(response(w.one(PBX), 200, "OK", f"Contact: <sip:bob@{PBX}>", to_tag="b1"))
+    assert w.edge.counts()["dialogs"] == 1
+    w.apply(w.edge.flow_closed(flow.id, w.now))
+    if comes_back:
+        w.move(10.0)
+        register(w, w.browser(port=2))
+    w.move(60.2)
+    w.take()
+    assert w.edge.counts()["dialogs"] == int(comes_back)
+
+
 def test_d4_a_callee_that_vanishes_gets_the_caller_at_the_backend_a_bye() -> None:
     w = World()
     flow = w.browser()

@@ -1,8 +1,9 @@
 """Calls whose browser vanished are ended for the other party (rule D4). Pure.
 
 A browser that goes with its own INVITE unanswered: CANCEL after `orphan_grace`, and a 2xx that still comes is
-acknowledged and hung up. With a call up: BYE to the side that still can hear, `reconnect_grace` after the loss, unless
-the same client has come back on a newer flow. A BYE of ours speaks for the browser: its From and To, its route set and
+acknowledged and hung up. With a call up: BYE to the side that still can hear, `reconnect_grace` after the last loss,
+unless the same client has come back on a newer flow. A subscription is forgotten then: its NOTIFY finds nobody, and the
+table has room for the living. A BYE of ours speaks for the browser: its From and To, its route set and
 target as that side gave them, its highest CSeq + 1. Whatever it is answered, our part ends.
 """
 
@@ -60,6 +61,7 @@ class Orphans:
         self._forwarding = forwarding
         self._counters = counters
         self._timers: list[tuple[float, int, Grace, bytes]] = []
+        self._returns_until: dict[bytes, float] = {}
         self._numbers = count()
 
     def __len__(self) -> int:
@@ -89,6 +91,10 @@ class Orphans:
                     self._counters.count("sip_orphans_cancelled")
                     effects += self._forwarding.cancel(context, now, CANCELLED)
                 continue
+            if self._returns_until.get(flow, now) > now:
+                # Its client came back and went again since: that loss has its own time of grace.
+                continue
+            self._returns_until.pop(flow, None)
             for dialog in self._dialogs.of_flow(flow):
                 effects += self._hang_up(dialog, now)
         return effects
@@ -110,13 +116,15 @@ class Orphans:
         return effects
 
     def _wait(self, until: float, grace: Grace, flow: bytes) -> None:
+        if grace is Grace.RETURN:
+            self._returns_until[flow] = until
         heapq.heappush(self._timers, (until, next(self._numbers), grace, flow))
 
     def _hang_up(self, dialog: Dialog, now: float) -> list[Effect]:
         lost = [side for side in (dialog.caller, dialog.callee) if side.flow and not self._is_heard(side)]
-        if not lost or dialog.method != b"INVITE" or dialog.state is not DialogState.CONFIRMED:
+        if not lost or dialog.state is not DialogState.CONFIRMED:
             return []
-        if len(lost) == 2:
+        if len(lost) == 2 or dialog.method != b"INVITE":
             self._dialogs.end(dialog.key)
             return []
         other = dialog.callee if lost[0] is dialog.caller else dialog.caller
