@@ -52,6 +52,22 @@ def test_a_newer_flow_supersedes_the_older_one():
     assert [found.flow for found in book.registrations_of(b"two")] == [b"two"]
 
 
+def test_a_client_has_the_handle_of_its_last_contact_and_leaves_none_behind():
+    """R5, C3: who registers with a new Contact each time is not known by ever more handles."""
+    book = directory(b"one")
+    for number in range(100):
+        handle = b"handle-%d" % number
+        book.remember(registration(b"one", contact=b"sip:k%d@d4.invalid" % number)._replace(handle=handle), 0.0)
+    assert [book.behind(b"handle-%d" % number) for number in range(99)] == [None] * 99
+    known = book.behind(b"handle-99")
+    assert known is not None
+    assert known.contact == b"sip:k99@d4.invalid"
+    assert len(book._key_of_handle) == 1
+    book.forget(AOR, INSTANCE, 1, CONTACT)
+    assert book.behind(b"handle-99") is None
+    assert book._key_of_handle == {}
+
+
 def test_without_an_instance_the_contact_uri_tells_who_it_is():
     """D3: (AOR, Contact URI) where a client gives no instance."""
     book = directory(b"one", b"two", b"three")

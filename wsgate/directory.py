@@ -158,6 +158,7 @@ class Directory:
         if key not in self._registrations and len(self._registrations) >= self._max_registrations:
             return False
         expires_at = min(registration.expires_at, now + MAX_LIFETIME_SECONDS)
+        self._drop_handle(key)
         self._registrations[key] = registration._replace(expires_at=expires_at)
         if registration.handle:
             self._key_of_handle[registration.handle] = key
@@ -239,11 +240,10 @@ class Directory:
             self._gone.setdefault(flow, now)
 
     def _forget_key(self, key: RegistrationKey) -> None:
+        self._drop_handle(key)
         registration = self._registrations.pop(key, None)
         if registration is None:
             return
-        if self._key_of_handle.get(registration.handle) == key:
-            del self._key_of_handle[registration.handle]
         if self.changed is not None:
             self.changed.add(key)
         self._registration_expiries.discard(key)
@@ -253,6 +253,12 @@ class Directory:
             del self._keys_of_aor[registration.aor]
         for flow in self._flows_of_key.pop(key):
             self._drop_key_of_flow(flow, key)
+
+    def _drop_handle(self, key: RegistrationKey) -> None:
+        """A client has one handle, that of its last Contact: by two of them one INVITE would reach it twice (C3)."""
+        registration = self._registrations.get(key)
+        if registration is not None and self._key_of_handle.get(registration.handle) == key:
+            del self._key_of_handle[registration.handle]
 
     def _drop_key_of_flow(self, flow: bytes, key: RegistrationKey) -> None:
         keys = self._keys_of_flow[flow]
