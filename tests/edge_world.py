@@ -15,6 +15,7 @@ from wsgate.sip.message import Message
 from wsgate.sip.names import Names
 from wsgate.sip.proxy import SipSettings
 from wsgate.sip.registrar import Registrar
+from wsgate.sip.services import HandOut
 from wsgate.sip.targets import BackendSettings, ContactMode, Target
 from wsgate.sip.transaction import Send, TransactionSettings
 
@@ -68,6 +69,7 @@ class World:
         tls_port: bool = True,
         first_number: int = 1,
         protected_headers: frozenset[bytes] = frozenset(),
+        hand_out: HandOut | None = None,
         **settings: object,
     ) -> None:
         numbers = count(first_number)
@@ -98,6 +100,7 @@ class World:
             random_bytes=random_bytes,
             counters=self.counters,
             protected_headers=protected_headers,
+            hand_out=hand_out,
         )
         self.sent: list[tuple[Hop, bytes]] = []
         self.probes: list[tuple[Hop, bytes]] = []

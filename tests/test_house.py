@@ -26,7 +26,8 @@ FLOORS = {
     ),
     "net": (
         "net/clock net/tls net/readers net/stream net/datagram net/forwarded net/upgrade net/port net/listener"
-        " net/nameserver net/resolver net/keep_alive net/backend_codec net/backend_stream net/backend net/relay net/turn_stream net/dtls"
+        " net/nameserver net/resolver net/keep_alive net/backend_codec net/backend_stream net/backend"
+        " net/relay net/turn_stream net/dtls"
     ),
     "assembly": "config web statefile signalling media store gateway",
     "process": "userfile control daemon plan sockets databases supervisor worker cli __main__",

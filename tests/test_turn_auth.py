@@ -291,3 +291,32 @@ def test_the_table_of_sources_is_bounded_and_forgets_the_quietest() -> None:
     assert len(rate) == 10
     assert not rate.take("192.0.2.0", 100, 0.2)
     assert rate.take("192.0.2.1", 100, 0.2)
+
+
+def test_credentials_of_a_registration_until_it_ends() -> None:
+    """Rule A5: good for as long as the registration lasts and no longer than they say; each key of wsgate opens."""
+    lasting = {"r1"}
+    registered = auth.Registrations((b"new", b"old"), lasting.__contains__)
+    credentials = Credentials(REALM, {"alice": KEYS}, ["other"], registrations=registered)
+    judge = Authenticator(credentials, [b"k"], 600, Clock())
+    handed_out = credentials.hand_out("r1", 60, 1_700_000_000.0)
+    assert handed_out is not None
+    assert handed_out.username == "1700000060:r1"
+
+    def verdict(
+        judge: Authenticator = judge, username: str = handed_out.username, password: str = handed_out.password
+    ) -> Any:
+        key = auth.long_term_key(username, REALM, password, PasswordAlgorithm.MD5)
+        return judge.check(signed(judge.nonce(CLIENT), key=key, name=username), CLIENT)
+
+    accepted = verdict()
+    assert isinstance(accepted, Accepted)
+    assert accepted.user == "@r1"
+    old = auth.time_limited_password(b"old", handed_out.username, SecretHash.SHA1)
+    assert isinstance(verdict(password=old), Accepted)
+    assert verdict(username="1700000061:r1") == Refused(401, challenge=True)
+    late = Authenticator(credentials, [b"k"], 600, lambda: 1_700_000_061.0)
+    assert verdict(late) == Refused(401, challenge=True)
+    lasting.clear()
+    assert verdict() == Refused(401, challenge=True)
+    assert Credentials(REALM).hand_out("r1", 60, 1_700_000_000.0) is None

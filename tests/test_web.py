@@ -1,14 +1,16 @@
 """The web application: who may see what, with which headers."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from wsgate.addr import Address
+from wsgate.addr import Address, uri_host
 from wsgate.config import Configuration, parse
 from wsgate.metrics import Counters
-from wsgate.web import PhoneFile, WebApplication, phone_files
+from wsgate.web import PhoneFile, RtcConfiguration, WebApplication, phone_files
+from wsgate.ws.handshake import Refusal
 
 BASE = "[listener web]\nbind = 127.0.0.1:0\ntls = off\n"
 PAGE = PhoneFile("text/html; charset=utf-8", b"<!doctype html>", '"etag"')
@@ -19,12 +21,18 @@ class Answer:
         self.code, self.headers, self.body = int(status[:3]), dict(headers), body
 
 
-def application(extra: str = "", turn_port: int | None = 3478) -> WebApplication:
+def turn_uris(host: str) -> tuple[str, ...]:
+    return (f"turn:{uri_host(host)}:3478?transport=udp",)
+
+
+def application(
+    extra: str = "", turn_uris: Callable[[str], tuple[str, ...]] = turn_uris, rtc: RtcConfiguration | None = None
+) -> WebApplication:
     configuration: Configuration = parse(BASE + extra, "/etc/wsgate.ini")
     counters = Counters()
     counters.count("sip_requests", 3)
     status = {"connections": 2, "backends": {"example.com": {"alive": 1}}, "memory": {"rss": 5}, "version": "x"}
-    return WebApplication(configuration, {"index.html": PAGE}, lambda: status, counters, lambda: turn_port)
+    return WebApplication(configuration, {"index.html": PAGE}, lambda: status, counters, turn_uris, rtc)
 
 
 def ask(app: WebApplication, path: str, method: str = "GET", remote: str = "127.0.0.1", **environ: Any) -> Answer:
@@ -112,10 +120,57 @@ def test_turn_users_of_their_own_are_not_the_sip_users():
     assert document["turn"] == {"urls": ["turn:[2001:db8::1]:3478?transport=udp"], "same_credentials": False}
 
 
-def test_configured_uris_are_told_as_they_stand():
-    extra = "[turn]\nusers = u\nuris = turn:a.test:1, turns:b.test:2\n"
-    document = json.loads(ask(application(extra), "/phone.json", HTTP_HOST="x").body)
-    assert document["turn"]["urls"] == ["turn:a.test:1", "turns:b.test:2"]
+def test_no_uris_no_turn():
+    document = json.loads(ask(application("[turn]\nusers = u\n", lambda _: ()), "/phone.json", HTTP_HOST="x").body)
+    assert document["turn"] is None
+
+
+RTC: dict[str, object] = {"iceServers": [{"urls": ["turn:x"], "username": "1:a", "credential": "p"}], "ttl": 60}
+ORIGINS = "[websocket]\norigins = https://app.test, same\n"
+
+
+def ask_turn(answer: dict[str, object] | Refusal, extra: str = ORIGINS, *fields: tuple[str, str]) -> Answer:
+    asked: list[Any] = []
+
+    def rtc(fields: Any, query: str, host: str) -> dict[str, object] | Refusal:
+        asked.append((fields, query, host))
+        return answer
+
+    environ = {"wsgate.fields": fields, "wsgate.host": "gate.test:8443", "QUERY_STRING": "access_token=t"}
+    found = ask(application(extra, rtc=rtc), "/turn", **environ)
+    assert asked in ([], [(fields, "access_token=t", "gate.test")])
+    return found
+
+
+def test_turn_credentials_as_rtc_configuration():
+    """Rule A5: not cached, and no wildcard for other sites."""
+    answer = ask_turn(RTC)
+    assert (answer.code, json.loads(answer.body)) == (200, RTC)
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert "Access-Control-Allow-Origin" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("origin", "code"), [("https://app.test", 200), ("https://gate.test", 200), ("https://x.test", 403)]
+)
+def test_turn_credentials_are_for_the_pages_of_origins_alone(origin: str, code: int):
+    """Rule A5."""
+    answer = ask_turn(RTC, ORIGINS, ("Origin", origin))
+    assert answer.code == code
+    assert answer.headers.get("Access-Control-Allow-Origin") == (origin if code == 200 else None)
+    assert b"username" not in answer.body or code == 200
+
+
+def test_no_page_of_another_site_reads_turn_credentials_where_all_may_connect():
+    answer = ask_turn(RTC, "[websocket]\norigins = *\n", ("Origin", "https://x.test"))
+    assert "Access-Control-Allow-Origin" not in answer.headers
+
+
+def test_without_an_identity_no_turn_credentials():
+    """Rule A5."""
+    answer = ask_turn(Refusal("401 Unauthorized", "a bearer token is missing", (("WWW-Authenticate", "Bearer"),)))
+    assert (answer.code, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
+    assert ask(application(), "/turn").code == 404
 
 
 def test_a_reload_shows_at_once():

@@ -10,6 +10,7 @@ here:
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -47,6 +48,12 @@ class Registration(NamedTuple):
     def key(self) -> RegistrationKey:
         """What makes two registrations the same client (D3)."""
         return registration_key(self.aor, self.instance, self.reg_id, self.contact)
+
+    @property
+    def id(self) -> str:
+        """What TURN credentials that were handed out with it carry (rule A5): the same for the same client."""
+        aor, client, reg_id = self.key
+        return hashlib.sha256(b"%d:%b%d:%b%d" % (len(aor), aor, len(client), client, reg_id)).hexdigest()[:24]
 
 
 class Binding(NamedTuple):
@@ -104,6 +111,7 @@ class Directory:
         self._gone: dict[bytes, float] = {}
         self._registrations: dict[RegistrationKey, Registration] = {}
         self._key_of_handle: dict[bytes, RegistrationKey] = {}
+        self._key_of_id: dict[str, RegistrationKey] = {}
         self.changed: set[RegistrationKey] | None = None
         """Keys of registrations that changed since somebody who keeps a journal set it to an empty set."""
         self.changed_bindings: set[bytes] | None = None
@@ -162,6 +170,7 @@ class Directory:
         self._registrations[key] = registration._replace(expires_at=expires_at)
         if registration.handle:
             self._key_of_handle[registration.handle] = key
+        self._key_of_id[registration.id] = key
         if self.changed is not None:
             self.changed.add(key)
         self._registration_expiries.set(key, expires_at)
@@ -191,6 +200,15 @@ class Directory:
     def registration(self, key: RegistrationKey) -> Registration | None:
         """The registration with this key."""
         return self._registrations.get(key)
+
+    def is_registered(self, id_: str, now: float) -> bool:
+        """True while the registration with this `id` lasts, whether its connection does or not (rule A5)."""
+        key = self._key_of_id.get(id_)
+        return key is not None and self._registrations[key].expires_at > now
+
+    def registrations_for(self, aor: bytes) -> list[Registration]:
+        """What is registered for an AOR, by whatever flow."""
+        return [self._registrations[key] for key in self._keys_of_aor.get(aor, ())]
 
     def registration_keys(self) -> list[RegistrationKey]:
         """The keys of all registrations."""
@@ -244,6 +262,7 @@ class Directory:
         registration = self._registrations.pop(key, None)
         if registration is None:
             return
+        self._key_of_id.pop(registration.id, None)
         if self.changed is not None:
             self.changed.add(key)
         self._registration_expiries.discard(key)

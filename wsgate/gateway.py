@@ -25,7 +25,7 @@ from wsgate.handover import Endpoint, Files
 from wsgate.identity import Admission, Admitted
 from wsgate.keys import Key
 from wsgate.log import logger
-from wsgate.media import Media, Sockets
+from wsgate.media import Media, Place, Sockets
 from wsgate.metrics import Counters
 from wsgate.net.backend import BackendLimits, BackendSockets
 from wsgate.net.backend_codec import StreamLimits
@@ -86,7 +86,9 @@ class Gateway:
         self._contexts: dict[str, ServerContext] = {}
         self._backends = self._new_backend_sockets(files)
         self._signalling.backends = self._backends
-        self._web = web.WebApplication(configuration, web.phone_files(), self.status, self._counters, self._turn_port)
+        self._web = web.WebApplication(
+            configuration, web.phone_files(), self.status, self._counters, self._turn_uris, self._rtc_configuration
+        )
         self._media = self._new_media(configuration, files)
         self._listeners = [self._new_listener(name, files) for name in configuration.listeners]
         self._store = self._open_store(configuration)
@@ -208,6 +210,7 @@ class Gateway:
             random_bytes=os.urandom,
             counters=self._counters,
             protected_headers=configuration.identity.protected_headers,
+            hand_out=self._hand_out if configuration.turn and configuration.turn.credentials_with_register else None,
         )
 
     def _admit(self, fields: tuple[tuple[str, str], ...], query: str) -> Admitted | Refusal:
@@ -301,11 +304,60 @@ class Gateway:
             Sockets(self._sockets("turn-udp"), self._sockets("turn-tcp"), self._sockets("turn-tls")),
             self._guard,
             own_hosts=self._hosts,
-            nonce_keys=[key.secret for key in self._secrets],
+            keys=[key.secret for key in self._secrets],
+            is_registered=lambda id_: self._directory.is_registered(id_, now()),
             counters=self._counters,
         )
         media.forbid(self._refused_peers())
+        for name, listener in configuration.listeners.items():
+            ports = [sock.getsockname()[1] for sock in self._sockets("listener", name) if listener.turn]
+            if listener.tls is not Switch.OFF:
+                media.places += [Place("turns", port, "tcp") for port in ports]
+            if listener.tls is not Switch.ON:
+                media.places += [Place("turn", port, "tcp") for port in ports]
         return media
+
+    def _hand_out(self, host: Address, registration: str) -> bytes:
+        """The value of X-Turn-Credentials (rule A5)."""
+        credentials = self._media.hand_out(registration) if self._media is not None else None
+        if self._media is None or credentials is None:
+            return b""
+        username, password, ttl = credentials
+        uris = ",".join(self._media.uris(self._turn_host(host.host)))
+        return f'username="{username}", password="{password}", ttl={ttl}, uris="{uris}"'.encode()
+
+    def _turn_host(self, asked_for: str) -> str:
+        """The host at which browsers reach this machine: `[sip] public` where it is set, else the one asked for."""
+        public = self._configuration.sip.public
+        return public.host if public is not None else asked_for
+
+    def _turn_uris(self, asked_for: str) -> tuple[str, ...]:
+        return self._media.uris(self._turn_host(asked_for)) if self._media is not None else ()
+
+    def _rtc_configuration(
+        self, fields: tuple[tuple[str, str], ...], query: str, asked_for: str
+    ) -> dict[str, object] | Refusal:
+        """RTCConfiguration for whoever shows an identity and is registered as that (rule A5)."""
+        media = self._media
+        if media is None:
+            return Refusal("404 Not Found", "there is no TURN server")
+        admitted = self._admission.judge(fields, query, now())
+        if isinstance(admitted, Refusal):
+            return admitted
+        if admitted.identity is None:
+            return Refusal("404 Not Found", "no identity is asked for here ([identity])")
+        found = [
+            registration
+            for aor in admitted.identity.addresses_of_record()
+            for registration in self._directory.registrations_for(aor)
+            if registration.expires_at > now()
+        ]
+        credentials = media.hand_out(max(found, key=lambda one: one.expires_at).id) if found else None
+        if credentials is None:
+            return Refusal("403 Forbidden", "nobody is registered with this identity")
+        urls = list(self._turn_uris(asked_for))
+        server = {"urls": urls, "username": credentials.username, "credential": credentials.password}
+        return {"iceServers": [server], "ttl": credentials.ttl}
 
     def _sockets(self, kind: str, name: str = "") -> list[socket.socket]:
         return [
@@ -366,9 +418,6 @@ class Gateway:
     def _refused_peers(self) -> set[Address]:
         """Rule P5: our own listeners and the SIP transport addresses of every backend."""
         return self._own_addresses() | {address for _, address in self._resolver.known_addresses().hops}
-
-    def _turn_port(self) -> int | None:
-        return self._media.port if self._media is not None else None
 
     def _backend_status(self, domain: str) -> dict[str, object]:
         if domain in self._configuration.embedded_domains:

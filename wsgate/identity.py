@@ -137,6 +137,14 @@ class Identity(NamedTuple):
         """True for an address of record that this identity may speak as."""
         return any(pattern.matches(uri) for pattern in self.addresses)
 
+    def addresses_of_record(self) -> list[bytes]:
+        """Those of its addresses that stand for one user, in the spelling of an address of record."""
+        return [
+            pattern.user + b"@" + pattern.host.encode()
+            for pattern in self.addresses
+            if pattern.user is not None and pattern.host is not None
+        ]
+
     def may_reach(self, uri: Uri) -> bool:
         """True for a destination that this identity may call."""
         return self.destination is None or self.destination.matches(uri)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from wsgate.addr import Address
+from wsgate.addr import Address, uri_host
 from wsgate.credentials import CredentialsError, parse_users
 from wsgate.errors import ConfigurationError, StartError
 from wsgate.guard import Guard
@@ -22,7 +23,7 @@ from wsgate.net.tls import ALPN_TURN, ServerContext
 from wsgate.net.turn_stream import TurnStreams
 from wsgate.settings import Switch
 from wsgate.turn.allocation import RelayAddress
-from wsgate.turn.auth import Credentials, UserKeys, users_of_realm
+from wsgate.turn.auth import Credentials, HandedOut, Registrations, UserKeys, users_of_realm
 from wsgate.turn.peers import Peers
 from wsgate.turn.server import TurnServer, TurnSettings
 
@@ -33,6 +34,14 @@ class Sockets(NamedTuple):
     udp: list[socket.socket]
     tcp: list[socket.socket]
     tls: list[socket.socket]
+
+
+class Place(NamedTuple):
+    """A port that speaks TURN, as a URI names it (RFC 7065)."""
+
+    scheme: str
+    port: int
+    transport: str
 
 
 class Media:
@@ -46,19 +55,26 @@ class Media:
         guard: Guard,
         *,
         own_hosts: Sequence[str],
-        nonce_keys: Sequence[bytes],
+        keys: Sequence[bytes],
+        is_registered: Callable[[str], bool],
         counters: Counters,
     ) -> None:
-        """`own_hosts` are addresses of this machine, the wanted first. Raises StartError."""
+        """`own_hosts` are addresses of this machine, the wanted first; `keys` are those of the key file.
+
+        `is_registered` is asked for the registrations that credentials were handed out with (rule A5). Raises
+        StartError.
+        """
         self._settings = settings
+        secrets = tuple(hmac.digest(key, b"TURN credentials of registrations", "sha256") for key in keys)
+        self._registrations = Registrations(secrets, is_registered) if settings.credentials_with_register else None
         self._relay_addresses = _relay_addresses(settings, own_hosts)
         self._forbidden: frozenset[Address] = frozenset()
         self.server = TurnServer(
             settings,
-            credentials=_credentials(settings, files),
+            credentials=_credentials(settings, files, self._registrations),
             peers=self._peers(settings),
             relay_addresses=self._relay_addresses,
-            nonce_keys=nonce_keys,
+            nonce_keys=keys,
             unix_time=time.time,
             random_bytes=os.urandom,
             counters=counters,
@@ -79,7 +95,11 @@ class Media:
             Port("[turn] tcp", sockets.tcp, lambda: clear, None, guard, counters, rows),
             Port("[turn] tls", sockets.tls, lambda: secure, self._context, guard, counters, rows),
         ]
-        self.port = sockets.udp[0].getsockname()[1] if sockets.udp else None
+        self.places = [
+            *(Place("turn", sock.getsockname()[1], "udp") for sock in sockets.udp),
+            *(Place("turn", sock.getsockname()[1], "tcp") for sock in sockets.tcp),
+            *(Place("turns", sock.getsockname()[1], "tcp") for sock in sockets.tls),
+        ]
 
     def start(self) -> None:
         """Begin to serve. Raises OSError."""
@@ -107,16 +127,28 @@ class Media:
 
     def reload(self, settings: TurnSettings, files: Files) -> None:
         """Take users, secrets and the lists of peers anew. Raises WsgateError and then changes nothing."""
-        credentials = _credentials(settings, files)
+        credentials = _credentials(settings, files, self._registrations)
         if self._context is not None and settings.certificate:
             certificate = files.path(settings.certificate), files.path(settings.private_key)
             self._context.reload(*certificate)
             if self._dtls is not None:
                 self._dtls.reload(*certificate)
+        self._settings = settings
         self.server.reload(credentials)
         self.server.peers = self._peers(settings)
         self.server.peers.forbid(self._forbidden)
         self._relay.apply(self.server.reconsider())
+
+    def uris(self, host: str) -> tuple[str, ...]:
+        """What browsers are told of this server (`uris`): as configured, or every port of it at `host` (rule A5)."""
+        if self._settings.uris is not None:
+            return self._settings.uris
+        places = dict.fromkeys(self.places) if host else ()
+        return tuple(f"{scheme}:{uri_host(host)}:{port}?transport={transport}" for scheme, port, transport in places)
+
+    def hand_out(self, registration: str) -> HandedOut | None:
+        """Credentials that go with the registration of this id; None where none are handed out (rule A5)."""
+        return self.server.credentials.hand_out(registration, self._settings.credential_ttl, time.time())
 
     def status(self) -> dict[str, object]:
         """For /status."""
@@ -153,7 +185,7 @@ def _one_per_family(own_hosts: Sequence[str]) -> tuple[str, ...]:
     return (*four[:1], *six[:1])
 
 
-def _credentials(settings: TurnSettings, files: Files) -> Credentials:
+def _credentials(settings: TurnSettings, files: Files, registrations: Registrations | None) -> Credentials:
     users: Mapping[str, UserKeys] = {}
     secrets = list(settings.shared_secret)
     if settings.users:
@@ -164,7 +196,7 @@ def _credentials(settings: TurnSettings, files: Files) -> Credentials:
     if settings.shared_secret_file:
         text = _read(files, settings.shared_secret_file, "shared_secret_file")
         secrets += [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    return Credentials(settings.realm, users, secrets, settings.shared_secret_hash)
+    return Credentials(settings.realm, users, secrets, settings.shared_secret_hash, registrations)
 
 
 def _read(files: Files, name: str, option: str) -> str:

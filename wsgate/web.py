@@ -17,13 +17,16 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from wsgate.addr import in_networks, split_host_port, uri_host
+from wsgate.addr import in_networks, split_host_port
 from wsgate.config import Configuration
 from wsgate.metrics import Counters
+from wsgate.ws.handshake import Refusal, origin_allowed, values
 
 StartResponse = Callable[[str, list[tuple[str, str]]], object]
 Environ = Mapping[str, Any]
 Headers = list[tuple[str, str]]
+RtcConfiguration = Callable[[tuple[tuple[str, str], ...], str, str], "dict[str, object] | Refusal"]
+"""What /turn answers to these header fields, this query and this host asked for (rule A5)."""
 
 PHONE_DIRECTORY = Path(__file__).parent / "phone"
 """Where the files of the web phone lie in the package."""
@@ -91,8 +94,8 @@ class Response(NamedTuple):
 class WebApplication:
     """The WSGI application. `configuration` may be replaced at any time (reload).
 
-    `status` gives the numbers of /status, nested dictionaries of JSON values; `turn_port` the UDP port at which
-    browsers reach the TURN server.
+    `status` gives the numbers of /status, nested dictionaries of JSON values; `turn_uris` says where a browser that
+    asked for this host reaches the TURN server, and `rtc_configuration` what /turn answers.
     """
 
     def __init__(
@@ -101,13 +104,15 @@ class WebApplication:
         phone: Mapping[str, PhoneFile],
         status: Callable[[], Mapping[str, Any]],
         counters: Counters,
-        turn_port: Callable[[], int | None],
+        turn_uris: Callable[[str], tuple[str, ...]],
+        rtc_configuration: RtcConfiguration | None = None,
     ) -> None:
         self.configuration = configuration
         self._phone = phone
         self._status = status
         self._counters = counters
-        self._turn_port = turn_port
+        self._turn_uris = turn_uris
+        self._rtc_configuration = rtc_configuration
         self._registry = CollectorRegistry()
         self._registry.register(_Metrics(status, counters))
 
@@ -131,6 +136,8 @@ class WebApplication:
             if not in_networks(environ["wsgate.remote"].host, settings.metrics_from):
                 return Response("403 Forbidden", TEXT_TYPE, b"Not from your address ([web] metrics_from).\n")
             return self._status_page() if path == "/status" else self._metrics_page()
+        if path == "/turn" and self._rtc_configuration is not None:
+            return self._turn_page(environ, self._rtc_configuration)
         if settings.phone and path.startswith("/"):
             return self._phone_page(path[1:] or "index.html", environ)
         return _NOT_FOUND
@@ -138,6 +145,23 @@ class WebApplication:
     def _status_page(self) -> Response:
         body = json.dumps(self._status(), indent=2, ensure_ascii=True).encode() + b"\n"
         return Response("200 OK", JSON_TYPE, body)
+
+    def _turn_page(self, environ: Environ, rtc_configuration: RtcConfiguration) -> Response:
+        """TURN credentials as RTCConfiguration, for a session cookie or bearer token (rule A5).
+
+        Another site's page may read it where `origins` names that site; never a wildcard.
+        """
+        fields = environ["wsgate.fields"]
+        origins, host = values(fields, "origin"), environ["wsgate.host"]
+        if not origin_allowed(origins, host, self.configuration.websocket.origins):
+            return Response("403 Forbidden", TEXT_TYPE, b"this origin is not allowed\n")
+        answer = rtc_configuration(fields, environ.get("QUERY_STRING", ""), _host_of(host))
+        headers: tuple[tuple[str, str], ...] = (*NOT_STORED, ("Vary", "Origin, Cookie, Authorization"))
+        if origins and "*" not in self.configuration.websocket.origins:
+            headers += (("Access-Control-Allow-Origin", origins[0]), ("Access-Control-Allow-Credentials", "true"))
+        if isinstance(answer, Refusal):
+            return Response(answer.status, TEXT_TYPE, f"{answer.reason}\n".encode(), (*headers, *answer.fields))
+        return Response("200 OK", JSON_TYPE, json.dumps(answer).encode() + b"\n", headers)
 
     def _metrics_page(self) -> Response:
         return Response("200 OK", CONTENT_TYPE_LATEST, generate_latest(self._registry))
@@ -165,25 +189,21 @@ class WebApplication:
         }
 
     def _phone_turn(self, host_asked_for: str) -> dict[str, Any] | None:
-        configuration, turn, port = self.configuration, self.configuration.turn, self._turn_port()
+        configuration, turn = self.configuration, self.configuration.turn
         if turn is None:
             return None
-        urls = list(turn.uris or ())
-        if turn.uris is None and port is not None:
-            urls = [f"turn:{uri_host(host)}:{port}?transport=udp" for host in _hosts(configuration, host_asked_for)]
+        urls = list(self._turn_uris(_host_of(host_asked_for)))
         registrar = configuration.registrar
         same = bool(turn.users) and (turn.users, turn.realm) == (registrar.users, registrar.realm)
         return {"urls": urls, "same_credentials": same and bool(configuration.embedded_domains)} if urls else None
 
 
-def _hosts(configuration: Configuration, host_asked_for: str) -> list[str]:
-    """The host at which browsers reach this machine: `[sip] public` where it is set, else the one asked for."""
-    if configuration.sip.public is not None:
-        return [configuration.sip.public.host]
+def _host_of(asked_for: str) -> str:
+    """The host in a Host field, without the port; empty where there is none to read."""
     try:
-        return [split_host_port(host_asked_for, 0).host]
+        return split_host_port(asked_for, 0).host
     except ValueError:
-        return []
+        return ""
 
 
 class _Metrics(Collector):

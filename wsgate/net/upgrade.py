@@ -292,6 +292,8 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
         environ["REMOTE_ADDR"] = remote.host
         environ["REMOTE_PORT"] = str(remote.port)
         environ["wsgate.remote"] = remote
+        environ["wsgate.fields"] = self.headers.fields
+        environ["wsgate.host"] = asked_host(self.headers.fields, self._relayed.relays)
         environ["wsgate.secure"] = self._accepted.secure
         environ["wsgi.url_scheme"] = "https" if self._accepted.secure else "http"
         return environ

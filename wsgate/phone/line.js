@@ -24,6 +24,25 @@ async function connectionMessage(server) {
   }
 }
 
+/** What X-Turn-Credentials of a 200 to REGISTER hands out, as an RTCIceServer; null where there is nothing. */
+export function handedOut(message) {
+  if (typeof message !== "string" || !message.startsWith("SIP/2.0 200")) return null;
+  const header = /^X-Turn-Credentials:[ \t]*(.*)$/im.exec(message.split("\r\n\r\n", 1)[0])?.[1] ?? "";
+  const { username, password, uris } = Object.fromEntries([...header.matchAll(/(\w+)="([^"]*)"/g)].map(([, name, value]) => [name, value]));
+  return username && uris ? { urls: uris.split(","), username, credential: password } : null;
+}
+
+/** A socket for JsSIP that shows each message to `heard` before it: JsSIP tells of the first 200 to REGISTER alone. */
+function overheard(socket, heard) {
+  let deliver = null;
+  const listen = (data) => {
+    heard(data);
+    deliver?.(data);
+  };
+  Object.defineProperty(socket, "ondata", { get: () => listen, set: (callback) => (deliver = callback) });
+  return socket;
+}
+
 export class Line {
   #ua;
   #options;
@@ -33,16 +52,17 @@ export class Line {
   #session = null;
   #call = null; // {peer, outgoing, state, peerConnection, gathering, accepted, silence, startedAt, iceFailed, message}
   #retry = null;
+  #turn = null; // what the newest 200 to REGISTER handed out
 
   /**
-   * options: server (ws/wss address), user, domain, password, iceServers, relayOnly, dtmf ("rtp" or "info"), ringSeconds.
+   * options: server (ws/wss address), user, domain, password, iceServers, ownTurn (no other than those), relayOnly, dtmf ("rtp" or "info"), ringSeconds.
    * Throws TypeError where user and domain make no SIP address or server is no WebSocket address.
    */
   constructor(JsSIP, options, emit) {
     this.#options = options;
     this.#emit = emit;
     this.#ua = new JsSIP.UA({
-      sockets: [new JsSIP.WebSocketInterface(options.server)],
+      sockets: [overheard(new JsSIP.WebSocketInterface(options.server), (data) => (this.#turn = handedOut(data) ?? this.#turn))],
       uri: `sip:${options.user}@${options.domain}`,
       authorization_user: options.user,
       password: options.password,
@@ -178,7 +198,8 @@ export class Line {
   // The call
 
   #media(stream) {
-    const { iceServers, relayOnly } = this.#options;
+    const { ownTurn, relayOnly } = this.#options;
+    const iceServers = this.#turn && !ownTurn ? [this.#turn] : this.#options.iceServers;
     return {
       mediaStream: stream,
       mediaConstraints: { audio: true, video: false },

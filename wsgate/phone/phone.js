@@ -3,7 +3,7 @@
 import { Line } from "./line.js";
 import { Meters, Ringer, audioContext, openMicrophone } from "./media.js";
 import { messages, microphoneMessage } from "./messages.js";
-import { iceServers, recall, remember, serverAddress } from "./settings.js";
+import { hasOwnTurn, iceServers, recall, remember, serverAddress } from "./settings.js";
 
 const CALL_TEXT = {
   preparing: "Preparing…",
@@ -119,6 +119,7 @@ function signIn() {
       domain,
       password,
       iceServers: iceServers(server, user, password),
+      ownTurn: hasOwnTurn(),
       relayOnly: $("relay").checked,
       dtmf: $("dtmf").value,
       ringSeconds: Number(new URLSearchParams(location.search).get("ring")) || 60,

@@ -16,6 +16,11 @@ export function iceServers(server, user, password) {
   return [{ urls: own.length ? own : server.turn.urls, username: credentials[0] || user, credential: credentials[1] || password }];
 }
 
+/** Whether a person entered a TURN server or account: it then counts, not what the registration brings. */
+export function hasOwnTurn() {
+  return Boolean($("turn").value.trim() || $("turn-user").value.trim());
+}
+
 /** The WebSocket address to use; throws a TypeError whose message is a code of messages.js. */
 export function serverAddress(server) {
   const address = $("server").value.trim() || ownAddress(server.path);

@@ -42,7 +42,7 @@ from wsgate.sip.proxy import (
 )
 from wsgate.sip.registrar import Registrar
 from wsgate.sip.screening import Screening, reply_place, with_via_parameters
-from wsgate.sip.services import Services
+from wsgate.sip.services import TURN_CREDENTIALS, HandOut, Services
 from wsgate.sip.targets import BackendSettings
 from wsgate.sip.tracking import BEGINNERS, Tracker, is_at
 from wsgate.sip.transaction import (
@@ -88,7 +88,11 @@ class Edge:
         random_bytes: RandomBytes,
         counters: Counters,
         protected_headers: frozenset[bytes] = frozenset(),
+        hand_out: HandOut | None = None,
     ) -> None:
+        """`hand_out` gives the TURN credentials that go with a registration (rule A5); None: none are handed out."""
+        if hand_out is not None:
+            protected_headers |= {TURN_CREDENTIALS.lower()}
         self.draining = False
         self._journal: Journal | None = None
         self._settings = settings
@@ -99,7 +103,7 @@ class Edge:
         self._counters = counters
         self._dialogs = DialogTable(dialogs_limit, settings.dialog_lifetime)
         self._screening = Screening(settings, flows.tokens, self._dialogs, backends, counters, protected_headers)
-        self._services = Services(registrar, flows, directory, counters)
+        self._services = Services(registrar, flows, directory, counters, hand_out)
         self._tracker = Tracker(self._dialogs, flows.tokens)
         self._layer = TransactionLayer(transactions, counters)
         loops = LoopDetection(random_bytes)
@@ -119,6 +123,7 @@ class Edge:
             self._contact_behind,
             random_bytes,
             counters,
+            self._services.turn_credentials,
         )
 
         self._orphans = Orphans(settings, self._dialogs, directory, flows, self._proxy, self._forwarding, counters)

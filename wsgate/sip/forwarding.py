@@ -17,7 +17,7 @@ from wsgate.sip.attempts import Attempts
 from wsgate.sip.compose import LoopDetection
 from wsgate.sip.contexts import Branch, Context, Effect, Orphaned, Outcome, Retain, Stray
 from wsgate.sip.dead_targets import Place
-from wsgate.sip.flow import FlowTokens, RandomBytes
+from wsgate.sip.flow import Flow, FlowTokens, RandomBytes
 from wsgate.sip.message import Edit, Message, response_to, warning
 from wsgate.sip.names import Names
 from wsgate.sip.probes import Probe
@@ -26,6 +26,9 @@ from wsgate.sip.rewriting import HANDLE_PARAMETER, contact_uri, restored
 from wsgate.sip.targets import BackendSettings
 from wsgate.sip.tracking import Party, Tracker
 from wsgate.sip.transaction import ClientTransaction, Ended, Failure, ServerTransaction, State, TransactionLayer
+
+TurnCredentials = Callable[[Flow, Message, Message, float], tuple[tuple[bytes, bytes], ...]]
+"""What a 2xx to a REGISTER hands out to a browser: flow, request, response, `now` (rule A5)."""
 
 RETRY_AFTER_SECONDS = 10
 """What a 503 of our own tells the browser (RFC 3261 §20.33)."""
@@ -47,8 +50,10 @@ class Forwarding:
         contact_behind: Callable[[bytes], bytes | None],
         random_bytes: RandomBytes,
         counters: Counters,
+        turn_credentials: TurnCredentials,
     ) -> None:
         self._settings = settings
+        self._turn_credentials = turn_credentials
         self._layer = layer
         self._tracker = tracker
         self._random_bytes = random_bytes
@@ -322,6 +327,8 @@ class Forwarding:
             if message.has_token(b"require", b"outbound") and message.header(b"flow-timer") is None:
                 edit.append(b"Flow-Timer", b"%d" % self._settings.flow_timer)
             self._restore_contacts(edit, context.message, message)
+            for name, value in self._turn_credentials(context.arrival.flow, context.message, message, now):
+                edit.append(name, value)
             effects.append(Retain(context.arrival.flow, context.message, message))
         effects += self._layer.respond(context.server, message.status, edit.build(), now)
 

@@ -5,12 +5,15 @@ Rules: G1 (OPTIONS for us, location), G4 (whose From), G6 (one branch for each i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from wsgate.addr import Address
 from wsgate.directory import Binding, Directory
 from wsgate.errors import ProtocolError
 from wsgate.metrics import Counters
 from wsgate.sip.compose import shows_outbound
 from wsgate.sip.contexts import Branch, Retain, Way
-from wsgate.sip.flow import FlowTable
+from wsgate.sip.flow import Flow, FlowTable
 from wsgate.sip.headers import parse_uri
 from wsgate.sip.message import Message, warning
 from wsgate.sip.proxy import SECURE_ONLY, Answer, Arrival, Service, ToService, is_secure_only
@@ -27,10 +30,25 @@ NO_USER = Answer(404, "Not Found", (warning("there is no such user"),))
 NO_FLOW = Answer(480, "Temporarily Unavailable", (warning("no open flow leads to this user"),))
 
 
+TURN_CREDENTIALS = b"X-Turn-Credentials"
+"""The header that hands out TURN credentials with a registration (rule A5)."""
+
+HandOut = Callable[[Address, str], bytes]
+"""The value of TURN_CREDENTIALS for a browser that asked for this host and has the registration with this id."""
+
+
 class Services:
     """Serves what the proxy decided to keep here, and remembers what backends' registrars confirmed."""
 
-    def __init__(self, registrar: Registrar | None, flows: FlowTable, directory: Directory, counters: Counters) -> None:
+    def __init__(
+        self,
+        registrar: Registrar | None,
+        flows: FlowTable,
+        directory: Directory,
+        counters: Counters,
+        hand_out: HandOut | None = None,
+    ) -> None:
+        self._hand_out = hand_out
         self._registrar = registrar
         self._flows = flows
         self._directory = directory
@@ -39,8 +57,8 @@ class Services:
     def serve(self, decision: ToService, message: Message, arrival: Arrival, now: float) -> list[Branch] | Answer:
         """The answer, or the branches that lead to a user of ours. Raises ProtocolError."""
         if decision.service is Service.OPTIONS:
-            headers = ((b"Allow", ALLOWED_METHODS), (b"Accept", b"*/*"), (b"Supported", b"path, outbound"))
-            return Answer(200, "OK", headers)
+            able = ((b"Allow", ALLOWED_METHODS), (b"Accept", b"*/*"), (b"Supported", b"path, outbound"))
+            return Answer(200, "OK", able)
         registrar = self._registrar
         if registrar is None:
             return NO_REGISTRAR
@@ -51,7 +69,30 @@ class Services:
             flow = arrival.flow.id
             arrival.flow.outbound = shows_outbound(message)
         answer = registrar.register(message, flow, arrival.hop, now)
-        return Answer(answer.status, answer.reason, tuple(answer.headers))
+        headers: tuple[tuple[bytes, bytes], ...] = tuple(answer.headers)
+        if answer.status == 200 and arrival.flow is not None:
+            headers += self.turn_credentials(arrival.flow, message, None, now)
+        return Answer(answer.status, answer.reason, headers)
+
+    def turn_credentials(
+        self, flow: Flow, request: Message, response: Message | None, now: float
+    ) -> tuple[tuple[bytes, bytes], ...]:
+        """Rule A5: the header for a 2xx that leaves a registration of this flow, nothing where it leaves none.
+
+        `response` is that of a backend's registrar, which is not remembered yet; None: the embedded one has done it.
+        """
+        if self._hand_out is None:
+            return ()
+        try:
+            aor = request.to.parsed_uri().address_of_record
+            found = [one for one in self._directory.registrations_of(flow.id) if one.aor == aor]
+            if response is not None and request.values(b"contact"):
+                handle = self._flows.tokens.handle
+                found = registrations(flow.id, request, response, now, handle) or []
+        except ProtocolError:
+            return ()
+        lasting = [one for one in found if one.expires_at > now]
+        return ((TURN_CREDENTIALS, self._hand_out(flow.host, lasting[-1].id)),) if lasting else ()
 
     def contact_behind_gruu(self, message: Message, flow: bytes, now: float) -> bytes | None:
         """The Contact on this flow of the instance whose GRUU of ours is the Request-URI. Raises ProtocolError."""

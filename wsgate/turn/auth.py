@@ -22,6 +22,8 @@ from wsgate.turn.stun import PasswordAlgorithm
 NONCE_COOKIE = b"obMatJos2"
 """What a nonce of a server with RFC 8489's features begins with (§9.2)."""
 NONCE_MAC_BYTES = 16
+REGISTERED_MARK = "@"
+"""Before the registration's id in the user of an allocation (rule A5)."""
 CLOCK_STEP_SECONDS = 5
 """How far in the future the time of a nonce may lie after the clock was set back."""
 SOURCES_MAX = 65536
@@ -83,8 +85,27 @@ def users_of_realm(users: Users, realm: str) -> dict[str, UserKeys]:
     }
 
 
+class HandedOut(NamedTuple):
+    """Credentials that go with a registration (rule A5); they are good for `ttl` seconds at most."""
+
+    username: str
+    password: str
+    ttl: int
+
+
+class Registrations(NamedTuple):
+    """Whose registration lets them relay (rule A5): `secrets` are wsgate's own, the first makes passwords.
+
+    `is_registered` is asked with the id in a username for as long as the credentials are used.
+    """
+
+    secrets: tuple[bytes, ...]
+    is_registered: Callable[[str], bool]
+
+
 class Credentials:
-    """Everybody who may use the server: the users of the file, the secrets of time-limited credentials (A3, A4)."""
+    """Everybody who may use the server: users of the file, secrets of time-limited credentials, and whoever has
+    registered (rules A3 to A5)."""
 
     def __init__(
         self,
@@ -92,7 +113,9 @@ class Credentials:
         users: Mapping[str, UserKeys] | None = None,
         secrets: Iterable[str | bytes] = (),
         secret_hash: SecretHash = SecretHash.SHA1,
+        registrations: Registrations | None = None,
     ) -> None:
+        self.registrations = registrations
         self.realm = realm
         self.users = dict(users or {})
         self.secrets = tuple(secret.encode() if isinstance(secret, str) else secret for secret in secrets)
@@ -104,7 +127,8 @@ class Credentials:
     @property
     def security_features(self) -> int:
         """The 24 bits after the nonce cookie (RFC 8489 §9.2, §18.1). Names that are not listed cannot be hashed."""
-        return _PASSWORD_ALGORITHMS_BIT | (0 if self.secrets else _USERNAME_ANONYMITY_BIT)
+        listed = not self.secrets and self.registrations is None
+        return _PASSWORD_ALGORITHMS_BIT | (_USERNAME_ANONYMITY_BIT if listed else 0)
 
     def name_of(self, hashed: bytes) -> str:
         """The user name behind a USERHASH, empty when there is none."""
@@ -124,11 +148,26 @@ class Credentials:
         for secret in self.secrets:
             password = time_limited_password(secret, name, self.secret_hash)
             found.append((long_term_key(name, self.realm, password, algorithm), user))
+        if self.registrations is not None:
+            # A registration that ended is nobody any more: no new allocation, no refresh of old ones (rule A5).
+            registered = REGISTERED_MARK + identity if alive and self.registrations.is_registered(identity) else ""
+            for secret in self.registrations.secrets:
+                password = time_limited_password(secret, name, self.secret_hash)
+                found.append((long_term_key(name, self.realm, password, algorithm), registered))
         return found
+
+    def hand_out(self, registration: str, ttl: int, unix_time: float) -> HandedOut | None:
+        """Credentials for the registration with this id (rule A5); None where none are handed out."""
+        if self.registrations is None:
+            return None
+        username = f"{int(unix_time) + ttl}:{registration}"
+        return HandedOut(
+            username, time_limited_password(self.registrations.secrets[0], username, self.secret_hash), ttl
+        )
 
 
 class Accepted(NamedTuple):
-    """The request is who it says: `user` is the name in the file, or `:id` of time-limited credentials."""
+    """The request is who it says: `user` is the name in the file, `:id` of time-limited credentials, or `@id`."""
 
     user: str
     key: bytes

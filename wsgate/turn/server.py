@@ -76,7 +76,7 @@ class TurnSettings:
     shared_secret: tuple[str, ...] = option((), STRINGS)
     shared_secret_file: str = option("", TEXT)
     shared_secret_hash: SecretHash = option(SecretHash.SHA1, choice(SecretHash))
-    credentials_with_register: bool = option(True, BOOLEAN, later="credentials with the registration")
+    credentials_with_register: bool = option(True, BOOLEAN)
     credential_ttl: int = option(3600, integer(60, 2592000))
     uris: tuple[str, ...] | None = option(None, auto(STRINGS))
     peer_policy: PeerPolicy = option(PeerPolicy.ANY, choice(PeerPolicy), later="peers by call")
@@ -159,6 +159,11 @@ class TurnServer:
     def users(self) -> dict[str, int]:
         """Allocations by user."""
         return dict(self._allocator.held)
+
+    @property
+    def credentials(self) -> Credentials:
+        """Who may use the server now."""
+        return self._authenticator.credentials
 
     def reload(self, credentials: Credentials) -> None:
         """Take new users and secrets; what is allocated stays until its user has to show credentials again."""

@@ -91,7 +91,7 @@ def refusal(request: UpgradeRequest, host: str, origins: tuple[str, ...]) -> Ref
         return _bad("Sec-WebSocket-Protocol: sip is missing")
     if values(fields, "transfer-encoding") or values(fields, "content-length") not in ([], ["0"]):
         return _bad("an upgrade has no body")
-    if not _origin_allowed(values(fields, "origin"), host, origins):
+    if not origin_allowed(values(fields, "origin"), host, origins):
         return Refusal("403 Forbidden", "this origin is not allowed")
     return None
 
@@ -104,7 +104,7 @@ def _strip(text: str) -> str:
     return text.strip(" \t")
 
 
-def _origin_allowed(sent: list[str], host: str, allowed: tuple[str, ...]) -> bool:
+def origin_allowed(sent: list[str], host: str, allowed: tuple[str, ...]) -> bool:
     """Rule H1. Only a browser sends Origin, and no page can forge it, so a client without one passes under `same`."""
     if "*" in allowed:
         return True
