@@ -12,6 +12,9 @@ from wsgate.sip.names import Names, side_uri, via_value
 from wsgate.sip.rewriting import Changes
 
 DEFAULT_MAX_FORWARDS = 70
+
+MAX_DIGITS = 10
+"""Of a number, leading zeros included (RFC 4475 §3.1.1.1 has some)."""
 BRANCH_PREFIX = b"z9hG4bKwsg"
 
 RECORD_ROUTED = frozenset((b"INVITE", b"SUBSCRIBE", b"REFER", b"NOTIFY"))
@@ -87,7 +90,7 @@ def max_forwards(message: Message) -> int | None:
     text = message.header(b"max-forwards")
     if text is None:
         return None
-    if not text.isdigit() or len(text) > 3 or int(text) > 255:
+    if not text.isdigit() or len(text) > MAX_DIGITS or int(text) > 255:
         raise ValueError("malformed Max-Forwards")
     return int(text)
 

@@ -111,13 +111,22 @@ class Message:
         """
         blank = data.find(b"\r\n\r\n")
         if blank < 0:
-            raise ProtocolError("no blank line behind the headers")
+            return cls._without_blank_line(data)
         message = cls(data)
         message.line_end = data.index(b"\r\n") + 2
         message.body_start = blank + 4
         message._read_start_line(data[: message.line_end - 2])
         message._read_headers(blank + 2)
         message._judge()
+        return message
+
+    @classmethod
+    def _without_blank_line(cls, data: bytes) -> Message:
+        """Whole header lines and nothing behind them: broken, but it can be answered (400). Raises ProtocolError."""
+        if not data.endswith(b"\r\n") or data.count(b"\r\n") < 2 or data.startswith(b"\r\n"):
+            raise ProtocolError("no blank line behind the headers")
+        message = cls.parse(data + b"\r\n")
+        message.flaw = message.flaw or "no blank line behind the headers"
         return message
 
     @property

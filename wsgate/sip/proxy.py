@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import ipaddress
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -84,6 +85,10 @@ class SipSettings:
     reconnect_grace: float = option(60.0, seconds(0, 3600))
     dialog_lifetime: float = option(43200.0, seconds(60, 604800))
     state_file: str = option("", TEXT)
+
+
+_SCHEME = re.compile(rb"[a-z][a-z0-9+.-]*\Z")
+"""RFC 3261 §25.1, in lower case."""
 
 
 class Service(enum.Enum):
@@ -219,6 +224,8 @@ class Proxy:
                 return Answer(505, "Version Not Supported", (warning("only SIP/2.0 is spoken here"),))
             return malformed(message.flaw)
         scheme = message.uri.partition(b":")[0].lower()
+        if not _SCHEME.match(scheme):
+            return malformed("the Request-URI is no URI")
         if scheme not in (b"sip", b"sips"):
             return Answer(416, "Unsupported URI Scheme", (warning("only sip: and sips: are routed here"),))
         if parse_uri(message.uri).headers is not None:

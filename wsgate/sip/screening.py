@@ -108,7 +108,13 @@ def reply_place(message: Message, hop: Hop) -> tuple[Message, Hop]:
 
     Raises ProtocolError.
     """
-    via = message.via
+    try:
+        via = message.via
+    except ProtocolError:
+        if message.flaw:
+            # It is answered with 400 to where it came from: nothing in it is to be trusted.
+            return message, hop
+        raise
     asked = b"rport" in via.parameters
     if via.host != hop.address.host or asked:
         parameters = [(b"received", hop.address.host.encode())]
