@@ -106,6 +106,16 @@ def test_damaged_requests_get_an_answer_or_the_end_and_harm_nothing() -> None:
         assert all(answer == b"" or answer.startswith(b"HTTP/1.1 ") for answer in answers)
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\r\n", b"\r"])
+def test_h1_a_line_of_the_head_ends_with_crlf_alone(end: bytes) -> None:
+    """No relay's judgement is got round by a field that it saw as part of another's value."""
+    with running() as server:
+        for part in (b" HTTP/1.1", b"Upgrade: websocket"):
+            browser = Browser(server.connect())
+            assert browser.ask(head().replace(part + b"\r\n", part + end, 1))[0] == 400
+            browser.close()
+
+
 def test_a_request_byte_by_byte() -> None:
     with running() as server:
         browser = Browser(server.connect())

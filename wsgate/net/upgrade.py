@@ -49,7 +49,7 @@ ANSWER_TIMEOUT = 120.0
 
 _FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
-_REQUEST_LINE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+ /[\x21-\x7e\x80-\xff]* HTTP/1\.[01]\r?\n")
+_REQUEST_LINE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+ /[\x21-\x7e\x80-\xff]* HTTP/1\.[01]\r\n")
 _OVERLOADED = Refusal("503 Service Unavailable", "overloaded", (("Retry-After", str(RETRY_AFTER)),))
 _TOO_FAST = Refusal("503 Service Unavailable", "too many connections", (("Retry-After", "1"),))
 
@@ -131,7 +131,10 @@ class HeadBuffer:
 
 
 class HeaderFields:
-    """The header fields of a request, read strictly (RFC 9112 §5); what pywsgi asks of its message class."""
+    """The header fields of a request, read strictly (RFC 9112 §5); what pywsgi asks of its message class.
+
+    A lone LF ends no line: a relay that takes it for part of a value would pass on fields that it never judged.
+    """
 
     __slots__ = ("fields", "status")
 
@@ -139,10 +142,10 @@ class HeaderFields:
         """Raises HeadError."""
         self.status = ""
         read: list[tuple[str, str]] = []
-        while (line := buffer.readline()) not in (b"\r\n", b"\n"):
-            if not line.endswith(b"\n"):
-                raise HeadError(HTTPStatus.BAD_REQUEST, "head ends early")
-            name, colon, value = line.decode("latin-1").rstrip("\r\n").partition(":")
+        while (line := buffer.readline()) != b"\r\n":
+            if not line.endswith(b"\r\n"):
+                raise HeadError(HTTPStatus.BAD_REQUEST, "a line of the head does not end with CRLF")
+            name, colon, value = line[:-2].decode("latin-1").partition(":")
             value = value.strip(" \t")
             if not colon or not _FIELD_NAME.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
                 raise HeadError(HTTPStatus.BAD_REQUEST, "malformed header field")
