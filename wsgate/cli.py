@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wsgate import __version__, daemon, worker
-from wsgate.errors import ConfigurationError, StartError, WsgateError
+from wsgate.errors import ConfigurationError, StartError, WsgateError, missing_module
 from wsgate.supervisor import Supervisor
 
 MAX_PASSWORD_CHARACTERS = 1024
@@ -23,6 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if words[:1] == ["user"]:
             return _user(_user_parser().parse_args(words[1:]))
         return _daemon(_daemon_parser().parse_args(words))
+    except ImportError as error:
+        print(f"wsgate: {missing_module(error)}", file=sys.stderr)
+        return 1
     except WsgateError as error:
         print(f"wsgate: {error}", file=sys.stderr)
         return 1

@@ -39,6 +39,11 @@ class StartError(WsgateError):
     """The daemon cannot start (port in use, unreadable key, missing user): one clear line, exit 1."""
 
 
+def missing_module(error: ImportError) -> StartError:
+    """What to say where a package that wsgate rests on is not installed."""
+    return StartError(f"{error}: a package is not installed; pip, run where setup.py lies, brings all: pip install .")
+
+
 class ProtocolError(WsgateError):
     """A stranger's bytes break their protocol; `reason` is what a peer or a log may be told."""
 

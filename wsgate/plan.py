@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from wsgate import keys
+from wsgate import daemon, keys
 from wsgate.addr import Address
-from wsgate.errors import StartError, WsgateError
+from wsgate.errors import StartError, WsgateError, missing_module
 from wsgate.handover import Endpoint, FileReference
 
 if TYPE_CHECKING:
@@ -92,7 +92,11 @@ def _report(path: str) -> dict[str, Any]:
         from wsgate.config import load
 
         configuration = load(path)
+        # Before anything is made: nothing is to be left behind by what cannot start.
+        daemon.account(configuration.process.user, configuration.process.group, configuration.path)
         make_missing_files(configuration)
+    except ImportError as error:
+        return {"error": str(missing_module(error))}
     except WsgateError as error:
         return {"error": str(error)}
     return _encoded(configuration)

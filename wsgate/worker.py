@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from wsgate import daemon, log
 from wsgate.control import Message
-from wsgate.errors import WsgateError
+from wsgate.errors import WsgateError, missing_module
 from wsgate.handover import INI, Endpoint, Files
 from wsgate.log import logger
 from wsgate.supervisor import WorkerStart
@@ -98,8 +98,12 @@ def main(start: WorkerStart, load_gateway: Callable[[], GatewayFactory] = real_g
         daemon.to_null()
     files = Files(Path(start.path).parent, start.descriptors)
     try:
-        load_late()
-        Worker(start, files, load_gateway()).run()
+        try:
+            load_late()
+            factory = load_gateway()
+        except ImportError as error:
+            raise missing_module(error) from error
+        Worker(start, files, factory).run()
     except WsgateError as error:
         start.channel.send("failed", text=files.named(str(error)))
         return 1

@@ -37,6 +37,27 @@ def ini(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("package", ["jwt", "psutil", "prometheus_client"])
+@pytest.mark.parametrize("options", [["-c"], ["--check-config", "-c"]])
+def test_a_package_that_is_not_installed_is_one_clear_line(ini: Path, package: str, options: list[str]) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; from wsgate.cli import main; sys.exit(main(sys.argv[1:]))"
+    result = subprocess.run(
+        [sys.executable, "-c", code, *options, str(ini)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert "Traceback" not in result.stderr
+    if options == ["-c"] or package == "jwt":
+        line = result.stderr.splitlines()[-1]
+        assert result.returncode == 1
+        assert line.startswith("wsgate: ")
+        assert package in line
+        assert "pip install" in line
+
+
 def test_version():
     result = wsgate("--version")
     assert (result.returncode, result.stdout) == (0, f"wsgate {__version__}\n")

@@ -330,6 +330,8 @@ def test_a_user_that_does_not_exist_is_one_line(make: Start):
     lines = running.fails()
     assert len(lines) <= 2
     assert "[wsgate] user: there is no user 'no-such-user-here'" in lines[-1]
+    # Nothing half started: no key is left behind.
+    assert not (running.directory / "wsgate.key").exists()
 
 
 def test_a_user_file_that_is_missing_says_how_to_make_it(make: Start):
