@@ -76,9 +76,12 @@ relay_ports = {relay}-{relay_end}
 
 
 class PhoneSystem:
-    """The daemon with two listeners, three users and TURN over UDP, on loopback."""
+    """The daemon with two listeners, three users and TURN over UDP, on loopback.
 
-    def __init__(self, directory: Path) -> None:
+    With `one_port` TURN is spoken on the port of the secure page and nowhere else.
+    """
+
+    def __init__(self, directory: Path, *, one_port: bool = False) -> None:
         self.plain_port, self.secure_port, self.relayed_port = free_port(), free_port(), free_port()
         self._directory = directory
         self._ini = directory / "phone.ini"
@@ -86,6 +89,10 @@ class PhoneSystem:
         relay = 61000 + 200 * secrets.randbelow(22)  # above what the kernel hands out, apart from other runs
         ports |= {"sip": free_port(), "turn": free_port(), "relay": relay, "relay_end": relay + 199}
         text = INI.format(directory=directory, domain=DOMAIN, **ports)
+        if one_port:
+            text = text.replace("tls = on\nturn = off", "tls = on\nturn = on").replace(
+                f"udp = 127.0.0.1:{ports['turn']}", "udp ="
+            )
         self._ini.write_text(text)
         for user in USERS:
             self._command("user", "add", "-c", self._ini, "--password-stdin", user)
@@ -181,6 +188,25 @@ def test_two_pages_call_each_other(system: PhoneSystem, phone: Opener, scheme: s
     bob.wait_message("hung-up")
     bob.wait_data("call", "none")
     alice.wait_data("call", "none")
+
+
+def test_page_sip_and_media_on_one_port(browser: Chromium, tmp_path: Path) -> None:
+    """Rules E1, A5: `turns:` on the port of the page, with the credentials that came with the registration."""
+    system = PhoneSystem(tmp_path, one_port=True)
+    phones = [WebPhone(browser, system.secure, {"relay": "1"}, missing=()) for _ in range(2)]
+    try:
+        alice, bob = (phone.register(user, PASSWORD) for phone, user in zip(phones, USERS, strict=False))
+        alice.call("bob")
+        bob.answer()
+        assert_call(alice, bob, "relay")
+        for one in (alice, bob):
+            assert one.stats()["relayProtocol"] == "tls"
+        alice.hang_up()
+        bob.wait_message("hung-up")
+    finally:
+        for phone in phones:
+            phone.page.close()
+        system.stop()
 
 
 @pytest.mark.parametrize("way", ["upgrade=websocket", "mod_proxy_wstunnel"])

@@ -112,7 +112,8 @@ def test_one_command_starts_a_phone_system_and_ctrl_c_ends_it(checkout: Path, na
         assert "JsSIP" in get(namespace, "http://localhost:8080/jssip.js")
         facts = json.loads(get(namespace, "http://localhost:8080/phone.json"))
         assert facts["domain"] == "example.com"
-        assert facts["turn"] == {"urls": ["turn:localhost:3478?transport=udp"], "same_credentials": True}
+        urls = ["turn:localhost:3478?transport=udp", "turn:localhost:3478?transport=tcp"]
+        assert facts["turn"] == {"urls": urls, "same_credentials": True}
 
         os.killpg(demo.popen.pid, signal.SIGINT)
         assert demo.popen.wait(20) == 0
