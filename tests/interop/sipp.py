@@ -13,7 +13,7 @@ SCENARIOS = Path(__file__).parent / "sipp"
 
 
 class Sipp:
-    """One run of `scenario` (a file of sipp/) for one call, as `user` of `domain`, towards `server` (host:port).
+    """One run of `scenario` (a name in sipp/, or a file) for one call, as `user` of `domain`, towards `server`.
 
     `called` is the user that a uac scenario calls; a uas scenario listens on `port`. `hold_seconds` is how long
     an answered call lasts before sipp ends it.
@@ -21,7 +21,7 @@ class Sipp:
 
     def __init__(
         self,
-        scenario: str,
+        scenario: str | Path,
         server: str,
         directory: Path,
         *,
@@ -34,19 +34,20 @@ class Sipp:
         hold_seconds: float = 0.3,
     ) -> None:
         self.port = port or free_port()
-        self.scenario, self.user = scenario, user
-        name = f"{scenario}-{self.port}"
+        file = scenario if isinstance(scenario, Path) else SCENARIOS / f"{scenario}.xml"
+        self.scenario, self.user = file.stem, user
+        name = f"{file.stem}-{self.port}"
         directory.mkdir(parents=True, exist_ok=True)
         self.messages = directory / f"{name}.messages"
         words = {"user": user, "domain": domain, "contact_port": str(self.port), **(keys or {})}
-        command = ["sipp", "-sf", str(SCENARIOS / f"{scenario}.xml"), "-i", "127.0.0.1", "-p", str(self.port)]
+        command = ["sipp", "-sf", str(file), "-i", "127.0.0.1", "-p", str(self.port)]
         command += ["-m", "1", "-s", called, "-d", str(int(hold_seconds * 1000)), "-au", user, "-ap", PASSWORD]
         command += ["-nostdin", "-timeout", str(seconds), "-timeout_error", "-trace_msg"]
         command += ["-message_file", str(self.messages), "-trace_err", "-error_file", str(directory / f"{name}.errors")]
         for key, value in words.items():
             command += ["-key", key, value]
         self.process = Process([*command, server], directory / f"{name}.log")
-        if scenario.startswith("uas"):
+        if self.scenario.startswith("uas"):
             self.process.ready(self._bound)
 
     def _bound(self) -> bool:

@@ -49,7 +49,7 @@ class Company(NamedTuple):
     gateway: Daemon
     directory: Path
 
-    def desk(self, scenario: str) -> Sipp:
+    def desk(self, scenario: str | Path) -> Sipp:
         """A sipp that answers as a registered user of its own."""
         user = f"desk{next(NUMBER)}"
         server = f"127.0.0.1:{self.kamailio.port}"
@@ -57,7 +57,7 @@ class Company(NamedTuple):
         register(server, self.directory, phone.port, user=user)
         return phone
 
-    def caller(self, scenario: str, called: str, hold_seconds: float = 0.3) -> Sipp:
+    def caller(self, scenario: str | Path, called: str, hold_seconds: float = 0.3) -> Sipp:
         """A sipp that calls `called`."""
         server = f"127.0.0.1:{self.kamailio.port}"
         return Sipp(scenario, server, self.directory, called=called, hold_seconds=hold_seconds)
