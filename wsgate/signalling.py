@@ -22,6 +22,10 @@ from wsgate.sip.transaction import Send
 from wsgate.ws.frames import CloseCode
 
 
+AFTER_ERROR_SECONDS = 1.0
+"""After an internal error the timers run again, but not at once."""
+
+
 class ResolvedBackends:
     """What the resolver knows, as the proxy asks it: read at any time, never blocking (rules D1, N5, N6)."""
 
@@ -145,8 +149,13 @@ class Signalling:
         self.apply(self._edge.resolved(backend, now()))
 
     def _due(self) -> None:
-        # Runs in the hub; what it applies does not block.
-        self.apply(self._edge.handle_timer(now()))
+        # Runs in the hub; what it applies does not block. An error here must not stop the clock of everybody else.
+        try:
+            self.apply(self._edge.handle_timer(now()))
+        except Exception:
+            logger.exception("internal error in the timers")
+            self._counters.count("internal_errors")
+            self._timer.arm(now() + AFTER_ERROR_SECONDS)
 
 
 def _host(upgrade: Upgrade) -> Address:

@@ -445,7 +445,8 @@ class Edge:
         if arrival.flow is not None:
             may_change = self._proxy.is_party(found.sender, arrival.flow.id)
         else:
-            may_change = arrival.trusted or is_at(found.sender.target, arrival.hop.address.host)
+            host = arrival.hop.address.host
+            may_change = self._screening.is_backend(host) or is_at(found.sender.target, host)
         self._tracker.request(message, now, may_change)
 
     def _answer(self, server: ServerTransaction, message: Message, answer: Answer, now: float) -> Iterable[object]:

@@ -71,6 +71,10 @@ class Screening:
         edited.flaw = message.flaw or edited.flaw
         return edited
 
+    def is_backend(self, host: str) -> bool:
+        """True for an address of a configured backend."""
+        return self._backends.backend_of(host) is not None
+
     def is_trusted(self, host: str) -> bool:
         """True for an address of a configured backend and of trusted_sources (rule N6)."""
         return self._backends.backend_of(host) is not None or in_networks(host, self._settings.trusted_sources)
