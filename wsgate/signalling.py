@@ -21,7 +21,6 @@ from wsgate.sip.targets import Target
 from wsgate.sip.transaction import Send
 from wsgate.ws.frames import CloseCode
 
-
 AFTER_ERROR_SECONDS = 1.0
 """After an internal error the timers run again, but not at once."""
 
