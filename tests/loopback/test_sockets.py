@@ -106,11 +106,11 @@ def test_a_missing_file_leaves_none_open(tmp_path: Path):
 def test_a_plan_is_what_the_file_asks_for(tmp_path: Path):
     ini = tmp_path / "wsgate.ini"
     ini.write_text(
-        "[wsgate]\nuser = x\ndrain_timeout = 3\n"
+        "[wsgate]\nuser = nobody\ndrain_timeout = 3\n"
         "[listener a]\nbind = 127.0.0.1:1\ntls = off\n[sip]\nbind = 127.0.0.1:2\n"
     )
     made = read(str(ini))
-    assert (made.user, made.group, made.drain_timeout, made.directory) == ("x", None, 3.0, tmp_path)
+    assert (made.user, made.group, made.drain_timeout, made.directory) == ("nobody", None, 3.0, tmp_path)
     assert made.endpoints[0] == Endpoint("listener", "a", Address("127.0.0.1", 1))
     assert [reference.name for reference in made.files] == ["wsgate.key"]
     assert (tmp_path / "wsgate.key").exists()
