@@ -30,10 +30,11 @@ def write_users(directory: Path, *users: str) -> None:
     (directory / "users.htdigest").write_text("".join(lines))
 
 
-def authorization(challenge: bytes, user: str, method: str, uri: str) -> str:
+def authorization(challenge: bytes, user: str, method: str, uri: str, password: str = PASSWORD) -> str:
     """The Authorization for the MD5 challenge in a 401 or 407."""
-    nonce = re.findall(r'nonce="([^"]+)"[^\r]*algorithm=MD5', challenge.decode())[0]
-    response = _hex(_hex(user, DOMAIN, PASSWORD), nonce, "00000001", "c0", "auth", _hex(method, uri))
+    offers = re.findall(r'\r\n[A-Za-z]+-Authenticate: [^\r]*nonce="([^"]+)"([^\r]*)', challenge.decode())
+    nonce = next(nonce for nonce, rest in offers if "algorithm=" not in rest or "algorithm=MD5" in rest)
+    response = _hex(_hex(user, DOMAIN, password), nonce, "00000001", "c0", "auth", _hex(method, uri))
     return (
         f'Digest username="{user}", realm="{DOMAIN}", nonce="{nonce}", uri="{uri}", algorithm=MD5, '
         f'qop=auth, nc=00000001, cnonce="c0", response="{response}"'
@@ -41,25 +42,42 @@ def authorization(challenge: bytes, user: str, method: str, uri: str) -> str:
 
 
 def register(
-    user: str, contact: str, via: str, exchange: Callable[[bytes], bytes], *headers: str, call_id: str = ""
+    user: str,
+    contact: str,
+    via: str,
+    exchange: Callable[[bytes], bytes],
+    *headers: str,
+    call_id: str = "",
+    password: str = PASSWORD,
 ) -> bytes:
-    """REGISTER, answer the challenge; returns the 200. `exchange` sends a request and gives the response."""
+    """REGISTER, answer the challenge; returns the 200. `exchange` sends a request and gives the response.
+
+    Without `contact` it asks what is registered (RFC 3261 §10.2.3).
+    """
     uri, aor = f"sip:{DOMAIN}", f"<sip:{user}@{DOMAIN}>"
     call_id = call_id or f"register-{user}-{os.urandom(4).hex()}"
 
     def request(cseq: int, *more: str) -> bytes:
         lines = [f"Via: {via};branch=z9hG4bK{call_id}{cseq}", "Max-Forwards: 70", f"From: {aor};tag=r", f"To: {aor}"]
-        lines += [f"Call-ID: {call_id}", f"CSeq: {cseq} REGISTER", f"Contact: {contact}", *headers, *more]
+        lines += [f"Call-ID: {call_id}", f"CSeq: {cseq} REGISTER", *([f"Contact: {contact}"] if contact else [])]
+        lines += [*headers, *more]
         return sip(f"REGISTER {uri} SIP/2.0", *lines)
 
     challenge = exchange(request(1))
     assert challenge.startswith(b"SIP/2.0 401 "), challenge
-    answer = exchange(request(2, "Authorization: " + authorization(challenge, user, "REGISTER", uri)))
+    answer = exchange(request(2, "Authorization: " + authorization(challenge, user, "REGISTER", uri, password)))
     assert answer.startswith(b"SIP/2.0 200 "), answer
     return answer
 
 
-def register_browser(browser: RawWebSocket, user: str, *headers: str, parameters: str = "", call_id: str = "") -> bytes:
+def register_browser(
+    browser: RawWebSocket,
+    user: str,
+    *headers: str,
+    parameters: str = "",
+    call_id: str = "",
+    password: str = PASSWORD,
+) -> bytes:
     """Register a WebSocket as `user` with the Contact `sip:USER@browser.invalid;transport=ws`."""
 
     def exchange(data: bytes) -> bytes:
@@ -67,7 +85,7 @@ def register_browser(browser: RawWebSocket, user: str, *headers: str, parameters
         return browser.receive_until(lambda message: message.startswith(b"SIP/2.0 "))
 
     contact = f"<sip:{user}@browser.invalid;transport=ws>{parameters}"
-    return register(user, contact, "SIP/2.0/WS browser.invalid", exchange, *headers, call_id=call_id)
+    return register(user, contact, "SIP/2.0/WS browser.invalid", exchange, *headers, call_id=call_id, password=password)
 
 
 def register_phone(phone: UdpPeer, gateway: tuple[str, int], user: str, contact: str = "") -> bytes:

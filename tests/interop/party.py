@@ -1,0 +1,99 @@
+"""A browser made of bytes that keeps its side of a dialog: tags, route set and CSeq as RFC 3261 §12 wants them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+from tests.interop.raw import RawWebSocket, answer, header, headers, sip
+from tests.interop.registration import register_browser
+
+NUMBER = itertools.count(1)
+
+
+class Party:
+    """One user on a WebSocket of their own, and the one dialog it is in."""
+
+    def __init__(self, gateway: tuple[str, int], user: str, password: str, *, host: str = "") -> None:
+        self.user, self.gateway, self.password = user, gateway, password
+        self.aor = f"<sip:{user}@example.test>"
+        self.uri = f"sip:{user}@browser.invalid;transport=ws"
+        self.ws = RawWebSocket(gateway, host=host)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.call_id = self.tag = self.remote = self.target = ""
+        self.routes: list[str] = []
+        self.cseq = 0
+
+    def register(self, *fields: str, parameters: str = "") -> bytes:
+        """Register by digest; returns the 200."""
+        return register_browser(self.ws, self.user, *fields, parameters=parameters, password=self.password)
+
+    def reconnect(self) -> None:
+        """The connection is gone without a word; a new one."""
+        self.ws.close()
+        self.ws = RawWebSocket(self.gateway)
+
+    def call(self, called: str, *fields: str) -> bytes:
+        """INVITE a user of the domain; returns what was sent."""
+        self._forget()
+        self.call_id, self.tag = f"{os.urandom(6).hex()}@browser.invalid", f"{self.user}{next(NUMBER)}"
+        self.remote = f"<sip:{called}@example.test>"
+        self.target = f"sip:{called}@example.test"
+        return self.send("INVITE", *fields)
+
+    def send(self, method: str, *fields: str, cseq: int = 0) -> bytes:
+        """A request of the dialog, or the one that begins it; `cseq` for ACK and CANCEL, else the next number."""
+        self.cseq += 0 if cseq else 1
+        lines = [f"Via: SIP/2.0/WS browser.invalid;branch=z9hG4bK{next(NUMBER)}p", "Max-Forwards: 70"]
+        lines += [f"From: {self.aor};tag={self.tag}", f"To: {self.remote}", f"Call-ID: {self.call_id}"]
+        lines += [f"CSeq: {cseq or self.cseq} {method}", f"Contact: <{self.uri}>"]
+        lines += [f"Route: {route}" for route in self.routes]
+        message = sip(f"{method} {self.target} SIP/2.0", *lines, *fields)
+        self.ws.send(message)
+        return message
+
+    def cancel(self, invite: bytes) -> None:
+        """CANCEL an INVITE of ours (RFC 3261 §9.1)."""
+        number = header(invite, "CSeq").split()[0]
+        lines = [f"{name}: {header(invite, name)}" for name in ("Via", "Max-Forwards", "From", "To", "Call-ID")]
+        self.ws.send(sip(f"CANCEL {self.target} SIP/2.0", *lines, f"CSeq: {number} CANCEL"))
+
+    def request(self, method: str) -> bytes:
+        """The next request, which is of this method; others than ACK and those that were expected fail the test."""
+        message = self.ws.receive_until(lambda m: not m.startswith(b"SIP/2.0 "))
+        assert message.startswith(method.encode() + b" "), message
+        return message
+
+    def answer(self, request: bytes, status: str, *fields: str) -> None:
+        """Answer a request; the first answer to an INVITE makes this side of the dialog."""
+        if not self.call_id or header(request, "Call-ID") != self.call_id:
+            self._forget()
+            self.call_id, self.tag = header(request, "Call-ID"), f"{self.user}{next(NUMBER)}"
+            self.remote, self.target = header(request, "From"), _uri(header(request, "Contact"))
+            self.routes = _split(headers(request, "Record-Route"))
+        self.ws.send(answer(request, status, f"Contact: <{self.uri}>", *fields, tag=self.tag))
+
+    def response(self, status: int, method: str) -> bytes:
+        """The next answer to this method that is no 100; it has this status. One with a To tag fixes the dialog."""
+        message = self.ws.receive_until(
+            lambda m: m[:8] == b"SIP/2.0 " and m[8:11] != b"100" and header(m, "CSeq").endswith(method)
+        )
+        assert message.startswith(b"SIP/2.0 %d " % status), message
+        if method == "INVITE" and status < 300 and not self.routes:
+            self.remote, self.target = header(message, "To"), _uri(header(message, "Contact"))
+            self.routes = _split(headers(message, "Record-Route"))[::-1]
+        return message
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.ws.close()
+
+
+def _split(values: list[str]) -> list[str]:
+    return [part.strip() for value in values for part in value.split(",")]
+
+
+def _uri(value: str) -> str:
+    return value.partition("<")[2].partition(">")[0]
