@@ -228,7 +228,7 @@ def _dialogs_full_to_a_backend() -> Message:
 
 @refusal(503, "[limits] transactions")
 def _transactions_full() -> Message:
-    return Message.parse(overloaded(Message.parse(request("MESSAGE", "sip:bob@example.com"))))
+    return Message.parse(overloaded(Message.parse(request("MESSAGE", "sip:bob@example.com")), "transactions"))
 
 
 # What the next hop did

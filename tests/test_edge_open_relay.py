@@ -168,8 +168,8 @@ def test_an_accomplice_whose_contact_and_record_route_lie_opens_no_other_way(pla
 def test_where_the_backend_is_not_known_yet_only_configured_backends_are_resolved():
     """N5, D1: no name is looked up for a browser."""
     world = World({"example.com": None})
-    flow = world.browser()
     for number, place in enumerate(PLACES):
+        flow = world.browser()
         for uri, routes in hostile(place, flow):
             world.from_browser(flow, request("INVITE", uri, *routes, CONTACT, call_id=f"c{number}"))
     world.from_browser(flow, request("INVITE", "sip:bob@example.com", CONTACT, call_id="good"))

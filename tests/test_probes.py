@@ -19,6 +19,7 @@ from wsgate.addr import Address, Hop, Transport
 from wsgate.sip.contexts import Connect
 from wsgate.sip.dead_targets import FIRST_BACK_OFF_SECONDS
 from wsgate.sip.message import Message
+from wsgate.sip.probes import LOG_INTERVAL_SECONDS
 from wsgate.sip.targets import BackendSettings, Target
 
 SECOND = Address("198.51.100.8", 5060)
@@ -326,3 +327,23 @@ def test_a_call_that_rings_is_not_sent_again_when_its_connection_breaks() -> Non
     world.apply(world.edge.failed(hop, "closed by the peer", world.now))
     assert world.take(PBX) == []
     assert world.one(flow).status == 503
+
+
+def test_n3_a_target_that_comes_and_goes_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "wsgate")
+    world = two()
+    for _ in range(4):
+        kill(world)
+        world.move(INTERVAL)
+        _, probe = probe_of(world)
+        world.from_backend(response(probe, 200, "OK", to_tag="x"))
+    assert world.edge.dead_targets() == []
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [f"backend example.com: UDP {PBX} does not serve", f"backend example.com: UDP {PBX} serves again"]
+    caplog.clear()
+    kill(world)
+    assert caplog.records == [], "a minute has not passed"
+    world.move(2 * LOG_INTERVAL_SECONDS)
+    assert [record.getMessage() for record in caplog.records] == lines[:1], "it lasts, so it is told"
+    world.move(2 * LOG_INTERVAL_SECONDS)
+    assert len(caplog.records) == 1

@@ -98,7 +98,8 @@ def assert_empty(machines: TransactionLayer) -> None:
     assert len(machines) == 0
     assert machines.next_timer() is None
     assert len(machines._timers) == 0
-    for table in (machines._servers, machines._clients, machines._acks, machines._waiting, machines._live):
+    tables = machines._servers, machines._clients, machines._acks, machines._waiting, machines._live, machines._asked
+    for table in tables:
         assert table == {}
 
 
@@ -1000,6 +1001,26 @@ def test_full_table_answers_503_and_forgets_it() -> None:
     machines.respond(first, 486, answer(first.request, 486).data, 1.0)
     by_hand(machines, 50)
     server_of(machines.receive_request(request(branch=b"z9hG4bK-3"), UDP, 51.0))
+
+
+def test_one_connection_holds_its_share_of_the_table_and_no_more() -> None:
+    machines = layer(transactions_per_connection=2)
+    first = server_of(machines.receive_request(request(b"MESSAGE", b"z9hG4bK-1"), FLOW, 0.0, is_stranger=True))
+    server_of(machines.receive_request(request(branch=b"z9hG4bK-2"), FLOW, 0.0, is_stranger=True))
+    (refusal,) = machines.receive_request(request(branch=b"z9hG4bK-3"), FLOW, 0.0, is_stranger=True)
+    assert isinstance(refusal, Send)
+    assert refusal.data.startswith(b"SIP/2.0 503 ")
+    assert b"[limits] transactions_per_connection" in refusal.data
+    other = FLOW._replace(connection=b"another")
+    server_of(machines.receive_request(request(branch=b"z9hG4bK-3"), other, 0.0, is_stranger=True))
+    server_of(machines.receive_request(request(branch=b"z9hG4bK-4"), FLOW, 0.0))
+    server_of(machines.receive_request(request(b"CANCEL", b"z9hG4bK-2"), FLOW, 0.1, is_stranger=True))
+    machines.respond(first, 200, answer(first.request, 200).data, 1.0)
+    for server in list(machines._servers.values()):
+        machines.respond(server, 486, answer(server.request, 486).data, 1.0)
+    by_hand(machines, 50)
+    assert_empty(machines)
+    server_of(machines.receive_request(request(branch=b"z9hG4bK-5"), FLOW, 51.0, is_stranger=True))
 
 
 def test_full_table_takes_the_cancel_of_a_known_invite() -> None:

@@ -200,7 +200,10 @@ class Gateway:
         return Edge(
             configuration.sip,
             self._backend_settings,
-            transactions=TransactionSettings(transactions=configuration.limits.transactions),
+            transactions=TransactionSettings(
+                transactions=configuration.limits.transactions,
+                transactions_per_connection=configuration.limits.transactions_per_connection,
+            ),
             dialogs_limit=configuration.limits.dialogs,
             names=self._names,
             flows=FlowTable(tokens, os.urandom),

@@ -23,6 +23,7 @@ class LimitSettings:
     upgrades_per_second: int = option(50, integer(1, 100000))
     messages_per_second: int = option(50, integer(1, 100000))
     transactions: int = option(100000, integer(10, 10000000))
+    transactions_per_connection: int = option(256, integer(10, 10000000))
     dialogs: int = option(50000, integer(10, 10000000))
     memory_high: float = option(0.8, PERCENT)
 

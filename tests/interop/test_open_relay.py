@@ -155,6 +155,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             nameservers = 127.0.0.1:{dns.address[1]}
             [limits]
             messages_per_second = 10000
+            transactions_per_connection = 10000
             """
         # Targets of dialogs that do exist are allowed into a network that holds no victim.
         gateway = Daemon(directory / "wsgate", text, sip_options="direct_targets = 10.99.0.0/16")

@@ -160,7 +160,7 @@ class Edge:
             return self._response(message, flow.hop, now)
         if self._settings.add_received:
             message = _with_received(message, flow.remote)
-        return self._request(message, flow.hop, now)
+        return self._request(message, flow.hop, now, is_browser=True)
 
     def refused(self, connection: bytes, data: bytes) -> list[Effect]:
         """One WebSocket message over the rate of its connection: 503 to a request, nothing else (table A)."""
@@ -285,12 +285,12 @@ class Edge:
             return []
         return self._run(self._layer.receive_response(message, hop, now), now)
 
-    def _request(self, message: Message, hop: Hop, now: float) -> list[Effect]:
+    def _request(self, message: Message, hop: Hop, now: float, *, is_browser: bool = False) -> list[Effect]:
         if message.flaw:
             # Judged before it may match or make a transaction: its Via, tags or CSeq are not to be trusted.
             self._counters.count("sip_malformed_requests")
             return self._stateless(message, hop, self._proxy.judge(message) or malformed(message.flaw))
-        return self._run(self._layer.receive_request(message, hop, now), now)
+        return self._run(self._layer.receive_request(message, hop, now, is_stranger=is_browser), now)
 
     def _stateless(self, message: Message, hop: Hop, answer: Answer) -> list[Effect]:
         """An answer without a transaction; what lacks the headers to be answered is dropped (table A)."""

@@ -15,7 +15,7 @@ from wsgate.log import logger
 from wsgate.metrics import Counters
 from wsgate.sip.connections import Connections, accepted_from
 from wsgate.sip.contexts import Effect
-from wsgate.sip.dead_targets import DeadTargets, Place
+from wsgate.sip.dead_targets import MAX_DEAD_TARGETS, DeadTargets, Place
 from wsgate.sip.flow import RandomBytes
 from wsgate.sip.message import Message
 from wsgate.sip.names import Names, via_value
@@ -25,6 +25,10 @@ from wsgate.sip.transaction import TransactionLayer
 
 NO_ANSWERS = (408, 503)
 """Answers that say no more than silence does: a proxy's for a server behind it, or an overloaded server's."""
+
+LOG_INTERVAL_SECONDS = 60.0
+"""A target that comes and goes is spoken of once in this time: whoever can draw a 503 from a backend would else write
+the log."""
 
 MAX_PROBES = 1024
 """Targets under probe at once; further dead ones come back when their back-off is over."""
@@ -69,6 +73,8 @@ class Probes:
         self._random_bytes = random_bytes
         self._counters = counters
         self._probes: dict[Place, Probe] = {}
+        self._spoken_of: dict[Place, float] = {}
+        self._said_dead: set[Place] = set()
         self._due: list[tuple[float, int, Probe]] = []
         self._numbers = count()
 
@@ -83,7 +89,7 @@ class Probes:
         place = (target.transport, target.address)
         if place not in self.dead:
             self._counters.count("sip_targets_dead")
-            logger.warning("backend %s: %s %s does not serve", backend, target.transport.value, target.address)
+            self._say_dead(backend, place, now)
         self.dead.failed(*place, now, at_least)
         settings = self._backend_settings.get(backend)
         if settings is None or place in self._probes or len(self._probes) >= MAX_PROBES:
@@ -96,7 +102,7 @@ class Probes:
         if len(self.dead) and (target.transport, target.address) in self.dead:
             self.dead.succeeded(target.transport, target.address)
             self._counters.count("sip_targets_revived")
-            logger.info("backend %s: %s %s serves again", backend, target.transport.value, target.address)
+            self._say_back(backend, (target.transport, target.address))
 
     def next_timer(self) -> float | None:
         """When the next probe is due."""
@@ -132,7 +138,28 @@ class Probes:
             return
         # The back-off is not made longer: who serves requests and swallows OPTIONS must come back too.
         self._counters.count("sip_probes_failed")
+        self._say_dead(probe.backend, probe.place, now)
         self._wait(probe, now + probe.interval)
+
+    def _say_dead(self, backend: str, place: Place, now: float) -> None:
+        """One line for a death, when the last one of this target is long enough ago; later, if it lasts."""
+        last = self._spoken_of.get(place)
+        if place in self._said_dead or (last is not None and now - last < LOG_INTERVAL_SECONDS):
+            return
+        self._spoken_of.pop(place, None)
+        if len(self._spoken_of) >= MAX_DEAD_TARGETS:
+            oldest = next(iter(self._spoken_of))
+            del self._spoken_of[oldest]
+            self._said_dead.discard(oldest)
+        self._spoken_of[place] = now
+        self._said_dead.add(place)
+        logger.warning("backend %s: %s %s does not serve", backend, place[0].value, place[1])
+
+    def _say_back(self, backend: str, place: Place) -> None:
+        """Whose death was told comes back with a line too."""
+        if place in self._said_dead:
+            self._said_dead.discard(place)
+            logger.info("backend %s: %s %s serves again", backend, place[0].value, place[1])
 
     @property
     def under_way(self) -> int:

@@ -6,6 +6,7 @@ machines do stands in transaction_tables; here are the transactions, the matchin
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import count
 
@@ -75,16 +76,18 @@ class TransactionLayer:
         self._clients: dict[Key, ClientTransaction] = {}
         self._live: dict[int, Transaction] = {}
         self._waiting: dict[object, dict[int, Transaction]] = {}
+        self._asked: Counter[bytes] = Counter()
         self._timers = Timers(settings, self._live)
         self._numbers: Iterator[int] = count(1)
 
     def __len__(self) -> int:
         return len(self._live)
 
-    def receive_request(self, message: Message, hop: Hop, now: float) -> list[Effect]:
+    def receive_request(self, message: Message, hop: Hop, now: float, *, is_stranger: bool = False) -> list[Effect]:
         """A request from the wire. `hop` is where its answers go, `received` and `rport` already resolved (RFC 3581).
 
-        Passes new requests up with their flaw, if any; drops what cannot be answered.
+        Passes new requests up with their flaw, if any; drops what cannot be answered. The connection of a stranger (a
+        browser) holds no more than its share of the table.
         """
         effects: list[Effect] = []
         try:
@@ -97,15 +100,17 @@ class TransactionLayer:
             return effects
         server = self._servers.get(key)
         if server is None:
-            if len(self._live) >= self._settings.transactions and not self._may_exceed(message, hop):
+            full = self._full(hop, is_stranger)
+            if full and not self._may_exceed(message, hop):
                 self._counters.count("sip_transactions_full")
-                effects.append(Send(hop, overloaded(message)))
+                effects.append(Send(hop, overloaded(message, full)))
                 return effects
             server = ServerTransaction(key, hop, message, next(self._numbers))
             self._servers[key] = server
             self._live[server.number] = server
             if server.reliable and hop.connection:
                 self._waiting.setdefault(hop.connection, {})[server.number] = server
+                self._asked[hop.connection] += 1
         else:
             self._counters.count("sip_retransmissions_received")
         self._step(server, Event.REQUEST, now, effects)
@@ -229,6 +234,14 @@ class TransactionLayer:
             self._step(server, Event.ACK, now, effects, message)
         elif message.to_tag != overload_tag(message):
             effects.append(AckReceived(message, hop))
+
+    def _full(self, hop: Hop, is_stranger: bool) -> str:
+        """The option of [limits] that has no room for another request of `hop`; empty when there is room."""
+        if len(self._live) >= self._settings.transactions:
+            return "transactions"
+        if is_stranger and self._asked[hop.connection] >= self._settings.transactions_per_connection:
+            return "transactions_per_connection"
+        return ""
 
     def _may_exceed(self, message: Message, hop: Hop) -> bool:
         """A CANCEL makes room, and there is at most one for each INVITE: a full table still takes it."""
@@ -361,6 +374,10 @@ class TransactionLayer:
             if transaction.ack_key is not None:
                 self._acks.pop(transaction.ack_key, None)
             self._forget(transaction.hop.connection, transaction.number)
+            if transaction.reliable and transaction.hop.connection:
+                self._asked[transaction.hop.connection] -= 1
+                if not self._asked[transaction.hop.connection]:
+                    del self._asked[transaction.hop.connection]
             effects.append(Ended(transaction, None))
         else:
             del self._clients[transaction.key]

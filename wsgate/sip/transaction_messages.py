@@ -14,7 +14,7 @@ Key = tuple[object, ...]
 MAGIC_COOKIE = b"z9hG4bK"
 """A branch that begins so names a transaction (RFC 3261 §8.1.1.7)."""
 
-TABLE_FULL = "the transaction table is full ([limits] transactions)"
+TABLE_FULL = "too many transactions are open ([limits] %s)"
 
 RETRY_AFTER_SECONDS = 10
 """What the 503 of a full table tells the client (RFC 3261 §20.33)."""
@@ -110,14 +110,14 @@ def trying(request: Message) -> bytes:
     return response_to(request, 100, "Trying")
 
 
-def overloaded(request: Message) -> bytes:
-    """The stateless 503 of a full table."""
+def overloaded(request: Message, limit: str) -> bytes:
+    """The stateless 503 of a full table; `limit` is the option of [limits] that says so."""
     return response_to(
         request,
         503,
         "Service Unavailable",
         to_tag=overload_tag(request),
-        headers=((b"Retry-After", b"%d" % RETRY_AFTER_SECONDS), warning(TABLE_FULL)),
+        headers=((b"Retry-After", b"%d" % RETRY_AFTER_SECONDS), warning(TABLE_FULL % limit)),
     )
 
 

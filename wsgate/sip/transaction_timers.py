@@ -14,12 +14,14 @@ STALE_TIMERS_ALLOWED = 1000
 
 @dataclasses.dataclass(frozen=True)
 class TransactionSettings:
-    """The times of RFC 3261 §17 in seconds, and the number of transactions over which new ones are refused."""
+    """The times of RFC 3261 §17 in seconds, and the numbers of transactions over which new ones are refused."""
 
     t1: float = 0.5
     t2: float = 4.0
     t4: float = 5.0
     transactions: int = 100000
+    transactions_per_connection: int = 256
+    """Requests of one browser's connection that wait for their end."""
 
 
 class Timers:
