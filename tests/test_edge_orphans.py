@@ -94,12 +94,13 @@ def test_d4_an_established_call_gets_bye_after_reconnect_grace_and_any_answer_en
 
 
 def test_d4_no_bye_when_the_client_came_back_and_bye_when_it_goes_again() -> None:
+    """C7: JsSIP keeps its call and may need 30 s."""
     w = World()
     flow = w.browser(port=1)
     register(w, flow)
     answered_call(w, flow)
     w.apply(w.edge.flow_closed(flow.id, w.now))
-    w.move(10.0)
+    w.move(30.0)
     new = w.browser(port=2)
     register(w, new)
     w.move(100.0)

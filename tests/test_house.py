@@ -1,6 +1,7 @@
 """The order of the house: a file imports only what stands above it, and what is pure stays so."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "wsgate"
 
 FLOORS = {
@@ -34,6 +35,12 @@ FLOORS = {
 }
 ORDER = [name for floor in FLOORS.values() for name in floor.split()]
 PURE = [name for floor in ("codecs", "machines") for name in FLOORS[floor].split()]
+
+RULES = {
+    letter: [f"{letter}{number}" for number in range(1, last + 1)]
+    for letter, last in zip("HCRIBDWVNG", (7, 7, 7, 7, 6, 5, 2, 3, 6, 6), strict=True)
+} | {"T": ["T1", "T2"]}
+"""The rules of the specification for SIP over WebSocket, by letter."""
 
 IMPURE = {"gevent", "geventwebsocket", "socket", "ssl", "time", "os", "random", "threading", "asyncio", "select"}
 """What must not be imported below net/; random bytes, time and sockets come in as arguments."""
@@ -86,6 +93,17 @@ def test_sip_and_turn_never_import_each_other():
 @pytest.mark.parametrize("module", [name for name in PURE if (PACKAGE / f"{name}.py").exists()])
 def test_machines_import_nothing_of_the_world(module: str):
     assert {name.partition(".")[0] for name in imports(module)} & IMPURE == set()
+
+
+def words(directory: Path) -> set[str]:
+    """Every word of a letter and a digit in the Python files of a directory, this one left out."""
+    files = (path for path in directory.rglob("*.py") if path != Path(__file__).resolve())
+    return {word for path in files for word in re.findall(r"\b[A-Z]\d\b", path.read_text(encoding="utf-8"))}
+
+
+@pytest.mark.parametrize("directory", [PACKAGE, ROOT / "tests"], ids=["code", "tests"])
+def test_every_rule_is_named_where_it_is_obeyed_and_where_it_is_shown(directory: Path):
+    assert {rule for rules in RULES.values() for rule in rules} - words(directory) == set()
 
 
 def test_nothing_is_monkey_patched():

@@ -146,6 +146,8 @@ def test_h5_pings_and_a_silent_peer_is_dropped(start: Start, tls: bool) -> None:
 
 
 def test_h6_a_peer_that_does_not_read_is_cut_off_and_nobody_else(start: Start, tls: bool) -> None:
+    """H6: once its queue passes max_send_queue."""
+
     def send_much(stream: WebSocketStream, data: bytes) -> None:
         if data == b"much":
             results.append([stream.send(b"y" * 60000) for _ in range(1000)][-1])
@@ -168,6 +170,8 @@ def test_h6_a_peer_that_does_not_read_is_cut_off_and_nobody_else(start: Start, t
 
 
 def test_h6_frames_of_many_writers_never_interleave(start: Start, tls: bool) -> None:
+    """H6: one writer at a time."""
+
     with start(websocket=WebSocketSettings(max_send_queue=8000000)) as server:
         browser = server.browser(tls)
         stream = server.handler.streams[0]

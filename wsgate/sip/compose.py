@@ -18,7 +18,10 @@ MAX_DIGITS = 10
 BRANCH_PREFIX = b"z9hG4bKwsg"
 
 RECORD_ROUTED = frozenset((b"INVITE", b"SUBSCRIBE", b"REFER", b"NOTIFY"))
-"""Methods that make or refresh dialogs and so carry our Record-Route (RFC 3261 §12, RFC 6665 §4)."""
+"""Methods that make or refresh dialogs and so carry our Record-Route (RFC 3261 §12, RFC 6665 §4).
+
+No list says which methods pass: all do, inside a dialog and outside (rule D2).
+"""
 
 
 class Leg(NamedTuple):
@@ -145,6 +148,7 @@ class Composer:
         if breadth is not None:
             _set_max_breadth(edit, message, breadth)
         if message.method == b"REGISTER":
+            # Rule R3: no Record-Route, and a Contact that is changed by R5 alone.
             if with_path:
                 self._path(edit, message, arrival, departure)
             if contacts:

@@ -428,6 +428,7 @@ class Edge:
     ) -> Iterable[object]:
         effects: list[object] = []
         if message.method == b"INVITE":
+            # Rules I1, B4: at once, whoever calls, so that nobody sends it again.
             effects += self._layer.respond(server, 100, response_to(message, 100, "Trying"), now)
         if message.method == b"REGISTER" and arrival.flow is not None:
             arrival.flow.outbound = shows_outbound(message)

@@ -317,7 +317,7 @@ class Forwarding:
         if _is_orphaned(context, message):
             effects.append(Orphaned(context, message))
         edit = Edit(message)
-        edit.drop_values(b"via", 1)
+        edit.drop_values(b"via", 1)  # rule C1: ours alone, the browser's own stays as it is
         if message.status in (401, 407):
             _merge_challenges(edit, branch, context.branches)
         if context.arrival.flow is None and message.header(b"content-length") is None:

@@ -310,6 +310,7 @@ class Message:
     def _fit_body(self, value: bytes) -> None:
         if not value.isdigit() or len(value) > 10:
             raise ProtocolError("malformed Content-Length")
+        # Rules H4, C4: in bytes; what is behind it is no part of the message, what is missing makes it none.
         length = int(value)
         there = len(self.data) - self.body_start
         if there < length:

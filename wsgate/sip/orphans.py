@@ -2,9 +2,10 @@
 
 A browser that goes with its own INVITE unanswered: CANCEL after `orphan_grace`, and a 2xx that still comes is
 acknowledged and hung up. With a call up: BYE to the side that still can hear, `reconnect_grace` after the last loss,
-unless the same client has come back on a newer flow. A subscription is forgotten then: its NOTIFY finds nobody, and the
-table has room for the living. A BYE of ours speaks for the browser: its From and To, its route set and
-target as that side gave them, its highest CSeq + 1. Whatever it is answered, our part ends.
+unless the same client has come back on a newer flow (JsSIP keeps its sessions and comes back after 2 to 30 s, rule C7).
+A subscription is forgotten then: its NOTIFY finds nobody, and the table has room for the living. A BYE of ours speaks
+for the browser: its From and To, its route set and target as that side gave them, its highest CSeq + 1. Whatever it is
+answered, our part ends.
 """
 
 from __future__ import annotations

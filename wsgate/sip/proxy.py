@@ -297,6 +297,7 @@ class Proxy:
             heir = self._directory.heir(token.connection)
             flow = (self._flows.get(heir) if heir is not None else None) or flow
         if flow is None:
+            # Rules B1, T2: at once, and never as if it were forged.
             if outbound:
                 return Answer(430, "Flow Failed", (warning("the flow of this token is gone"),))
             return Answer(480, "Temporarily Unavailable", (warning("the flow of this token is gone"),))
@@ -331,6 +332,7 @@ class Proxy:
         return self._dialogs.find(message.call_id, message.from_tag, message.to_tag) is None
 
     def _is_own(self, token: Token, flow: Flow) -> bool:
+        # Rules B2, W2, D3: no target is the flow that a request came in on, nor one whose place it took.
         return token.connection == flow.id or self._directory.superseded(token.connection, flow.id)
 
     def _between_browsers(self, message: Message, flow: Flow, named: tuple[Token, bool], drop_routes: int) -> Decision:

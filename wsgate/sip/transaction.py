@@ -112,6 +112,7 @@ class TransactionLayer:
                 self._waiting.setdefault(hop.connection, {})[server.number] = server
                 self._asked[hop.connection] += 1
         else:
+            # Rule B4: a retransmission ends here, it never reaches the other side.
             self._counters.count("sip_retransmissions_received")
         self._step(server, Event.REQUEST, now, effects)
         return effects

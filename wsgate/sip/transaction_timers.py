@@ -85,6 +85,7 @@ class Timers:
 
 def _delays(settings: TransactionSettings) -> tuple[dict[Event, float], dict[Event, float]]:
     """The lengths of the timers over an unreliable and over a reliable transport (RFC 3261 table 4, 6026 §8.11)."""
+    # Rule I1: over UDP by T1 and T2; over a stream and a WebSocket nothing is sent again and D, I, J, K are zero.
     long = 64 * settings.t1
     ends = (Event.TIMER_B, Event.TIMER_F, Event.TIMER_H, Event.TIMER_L, Event.TIMER_M, Event.CANCEL_EXPIRED)
     always = dict.fromkeys(ends, long)
