@@ -66,6 +66,7 @@ class World:
         registrar: Registrar | None = None,
         directory: Directory | None = None,
         dialogs: int = 1000,
+        transactions_per_connection: int = 256,
         tls_port: bool = True,
         first_number: int = 1,
         protected_headers: frozenset[bytes] = frozenset(),
@@ -90,7 +91,7 @@ class World:
         self.edge = Edge(
             self.settings,
             backends if backends is not None else {"example.com": EXAMPLE},
-            transactions=TransactionSettings(),
+            transactions=TransactionSettings(transactions_per_connection=transactions_per_connection),
             dialogs_limit=dialogs,
             names=self.names,
             flows=self.flows,

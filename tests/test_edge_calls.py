@@ -296,3 +296,21 @@ def test_a_tcp_backend_gets_via_tcp_and_record_route_with_transport_tcp():
     assert invite.values(b"record-route")[0].endswith(b"@192.0.2.1:5060;transport=tcp;r2=on;lr>")
     world.move(31)
     assert world.take(PBX) == [], "I1: no retransmission over a stream"
+
+
+def test_one_browser_holds_its_share_of_the_transactions_and_no_more() -> None:
+    """Limits: the others go on, and it has room again when what it asked has ended."""
+    world = World(transactions_per_connection=3)
+    greedy, other = world.browser(), world.browser()
+    for number in range(5):
+        world.from_browser(greedy, request("MESSAGE", "sip:bob@example.com", CONTACT, call_id=f"c{number}"))
+    answers = world.take(greedy)
+    assert [answer.status for answer in answers] == [503, 503]
+    assert all(b"transactions_per_connection" in (answer.header(b"warning") or b"") for answer in answers)
+    assert len(world.take(PBX)) == 3
+    world.from_browser(other, request("MESSAGE", "sip:bob@example.com", CONTACT, call_id="other"))
+    assert len(world.take(PBX)) == 1
+    world.move(40)
+    world.take(greedy)
+    world.from_browser(greedy, request("MESSAGE", "sip:bob@example.com", CONTACT, call_id="again"))
+    assert world.take(greedy) == []

@@ -167,14 +167,15 @@ def test_an_accomplice_whose_contact_and_record_route_lie_opens_no_other_way(pla
 
 def test_where_the_backend_is_not_known_yet_only_configured_backends_are_resolved():
     """N5, D1: no name is looked up for a browser."""
-    world = World({"example.com": None})
+    world = World({"example.com": None}, transactions_per_connection=1000)
     for number, place in enumerate(PLACES):
         flow = world.browser()
         for uri, routes in hostile(place, flow):
             world.from_browser(flow, request("INVITE", uri, *routes, CONTACT, call_id=f"c{number}"))
-    world.from_browser(flow, request("INVITE", "sip:bob@example.com", CONTACT, call_id="good"))
+        assert {hop.connection for hop, _ in world.sent} == {flow.id}
+        world.take(flow)
+    world.from_browser(world.browser(), request("INVITE", "sip:bob@example.com", CONTACT, call_id="good"))
     assert set(world.asked) == {Resolve("example.com")}
-    assert all(hop.connection == flow.id for hop, _ in world.sent)
 
 
 @pytest.mark.parametrize(
