@@ -32,14 +32,14 @@ bind = {sip_host}:{sip}
 {sip_options}
 
 [turn]
-enabled = off
+{turn}
 """
 
 
 class Daemon:
     """`python -m wsgate -c INI`, with a plain listener on `http` and the SIP side on `sip_host`:`sip`.
 
-    `listener` and `sip_options` are further lines of those two sections, `text` further sections, e.g. [backend ...].
+    `listener`, `sip_options` and `turn` are the lines of those sections, `text` further sections, e.g. [backend ...].
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class Daemon:
         sip_options: str = "",
         sip_host: str = "127.0.0.1",
         user: str = "",
+        turn: str = "enabled = off",
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.http, self.sip, self.sip_host = free_port(), free_port(sip_host), sip_host
@@ -63,6 +64,7 @@ class Daemon:
             sip_host=sip_host,
             listener=textwrap.dedent(listener),
             sip_options=textwrap.dedent(sip_options),
+            turn=textwrap.dedent(turn),
         )
         self.ini.write_text(head + textwrap.dedent(text))
         self.start()

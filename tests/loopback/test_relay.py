@@ -111,6 +111,7 @@ class Phone:
     def __init__(self, site: Site, listener: int = 0, sock: Any = None) -> None:
         self.socket = sock or udp()
         self.to = site.listeners[listener].getsockname()
+        self.user, self.realm = USER, REALM
         self.key = long_term_key(USER, REALM, PASSWORD, PasswordAlgorithm.MD5)
         self.nonce = b""
 
@@ -118,7 +119,7 @@ class Phone:
         if not self.nonce:
             self.nonce = b"?"
             self.nonce = self._exchange(method).get(stun.NONCE) or b""
-        login = (stun.USERNAME(USER), stun.REALM(REALM), stun.NONCE(self.nonce))
+        login = (stun.USERNAME(self.user), stun.REALM(self.realm), stun.NONCE(self.nonce))
         return self._exchange(method, *login, *fields, integrity=(Integrity.SHA1, self.key))
 
     def _exchange(self, method: Method, *fields: Any, **options: Any) -> stun.Message:
