@@ -93,7 +93,7 @@ request_route {{
             exit;
         }}
         consume_credentials();
-        save("location", "0x04");
+        save("location", "{save_flags}");
         exit;
     }}
     if (is_method("OPTIONS") && is_myself("$ru")) {{ sl_send_reply("200", "OK"); exit; }}
@@ -130,7 +130,8 @@ class Kamailio:
     `udp`, `tcp` and `ws` are the same port, as Kamailio has one TCP listener for SIP and WebSocket. `record_route`
     says whether it stays in the dialog, `path` whether it knows Path,
     `outbound` whether RFC 5626 is answered with Require: outbound, `gruu` whether
-    a REGISTER returns GRUUs, `call_auth` whether a call is challenged too.
+    a REGISTER returns GRUUs, `call_auth` whether a call is challenged too. With `one_contact` a new binding takes the
+    place of all others of its user; without, Contacts are compared as RFC 3261 §10.3 wants it.
     With a `certificate` it takes SIP over TLS and WSS on `tls_port`. It names itself
     `advertise` (host:port) where that is given; phones then use UDP at `desk_host` and the same port.
     """
@@ -147,6 +148,7 @@ class Kamailio:
         path: bool = True,
         gruu: bool = True,
         call_auth: bool = False,
+        one_contact: bool = True,
         advertise: str = "",
         desk_host: str = "",
         port: int | None = None,
@@ -173,6 +175,7 @@ class Kamailio:
                 gruu=1 if gruu else 0,
                 record_route=flag[record_route],
                 call_auth=flag[call_auth],
+                save_flags="0x04" if one_contact else "0x00",
                 password=PASSWORD,
             )
         )

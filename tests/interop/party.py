@@ -12,13 +12,13 @@ NUMBER = itertools.count(1)
 
 
 class Party:
-    """One user on a WebSocket of their own, and the one dialog it is in."""
+    """One user on a WebSocket of their own, and the one dialog it is in. `host` stands in its Contact."""
 
-    def __init__(self, gateway: tuple[str, int], user: str, password: str, *, host: str = "") -> None:
+    def __init__(self, gateway: tuple[str, int], user: str, password: str, *, host: str = "browser.invalid") -> None:
         self.user, self.gateway, self.password = user, gateway, password
         self.aor = f"<sip:{user}@example.test>"
-        self.uri = f"sip:{user}@browser.invalid;transport=ws"
-        self.ws = RawWebSocket(gateway, host=host)
+        self.uri = f"sip:{user}@{host};transport=ws"
+        self.ws = RawWebSocket(gateway)
         self._forget()
 
     def _forget(self) -> None:
@@ -28,7 +28,8 @@ class Party:
 
     def register(self, *fields: str, parameters: str = "") -> bytes:
         """Register by digest; returns the 200."""
-        return register_browser(self.ws, self.user, *fields, parameters=parameters, password=self.password)
+        contact = f"<{self.uri}>{parameters}"
+        return register_browser(self.ws, self.user, *fields, contact=contact, password=self.password)
 
     def reconnect(self) -> None:
         """The connection is gone without a word; a new one."""

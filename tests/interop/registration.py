@@ -75,16 +75,17 @@ def register_browser(
     user: str,
     *headers: str,
     parameters: str = "",
+    contact: str = "",
     call_id: str = "",
     password: str = PASSWORD,
 ) -> bytes:
-    """Register a WebSocket as `user` with the Contact `sip:USER@browser.invalid;transport=ws`."""
+    """Register a WebSocket as `user` with the Contact `sip:USER@browser.invalid;transport=ws`, or with another."""
 
     def exchange(data: bytes) -> bytes:
         browser.send(data)
         return browser.receive_until(lambda message: message.startswith(b"SIP/2.0 "))
 
-    contact = f"<sip:{user}@browser.invalid;transport=ws>{parameters}"
+    contact = contact or f"<sip:{user}@browser.invalid;transport=ws>{parameters}"
     return register(user, contact, "SIP/2.0/WS browser.invalid", exchange, *headers, call_id=call_id, password=password)
 
 

@@ -139,7 +139,7 @@ def test_a_wsgate_in_front_of_another_wsgate(transport: str, tmp_path: Path, aut
         alice.wait("registered")
         bob.wait("registered")
         assert len(behind.status()["flows"]) == 1, "one connection for all"
-        for caller, callee in ((alice, bob), (bob, alice)):
+        for caller, callee, ends in ((alice, bob, bob), (bob, alice, alice), (alice, bob, alice)):
             caller.do("call", target=f"sip:{callee.user}@example.test")
             callee.wait("session")
             callee.do("answer")
@@ -147,8 +147,11 @@ def test_a_wsgate_in_front_of_another_wsgate(transport: str, tmp_path: Path, aut
             callee.wait("confirmed")
             caller.do("dtmf", tones="5")
             callee.wait("newDTMF", accept=lambda event: event["originator"] == "remote")
-            callee.do("hangup")
-            caller.wait("ended", accept=lambda event: event["originator"] == "remote")
+            callee.do("hold")
+            caller.wait("hold", accept=lambda event: event["originator"] == "remote")
+            callee.wait_sip("in", "SIP/2.0 200")
+            ends.do("hangup")
+            (alice if ends is bob else bob).wait("ended", accept=lambda event: event["originator"] == "remote")
         alice.do("message", target="sip:bob@example.test", body="Grüße")
         assert bob.wait("message", accept=lambda event: event["originator"] == "remote")["body"] == "Grüße"
         front.wait_status("dialogs", 0)

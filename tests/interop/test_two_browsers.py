@@ -48,7 +48,7 @@ def office(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """`path` with a registrar that knows Path, `auto` and `contact` with one that does not."""
     directory = tmp_path_factory.mktemp(request.param)
     with ExitStack() as stack:
-        kamailio = Kamailio(directory / "kamailio", record_route=False, path=request.param == "path")
+        kamailio = Kamailio(directory / "kamailio", record_route=False, path=request.param == "path", one_contact=False)
         stack.callback(kamailio.stop)
         lines = ["[backend example.test]", f"target = sip:127.0.0.1:{kamailio.port}"]
         gateway = Daemon(directory / "wsgate", "\n".join([*lines, f"contact_mode = {request.param}", ""]))
