@@ -58,7 +58,16 @@ class Site:
         self.heard = 0
         rows = {Speech.STUN: self.streams.speak, Speech.HTTP: self._http}
         settings = PortSettings(tls, handshake_timeout=5.0)
-        self.port = Port("test", [self.listening], lambda: settings, context, self.guard, self.server.counters, rows)
+        self.port = Port(
+            "test",
+            [self.listening],
+            lambda: settings,
+            context,
+            self.guard,
+            self.server.counters,
+            rows,
+            stun_in_clear=True,
+        )
         self.port.start()
 
     def _http(self, _accepted: Accepted) -> None:
@@ -360,19 +369,21 @@ def test_alpn_of_http_or_none_leaves_it_to_the_first_byte(make_site: Callable[..
     eventually(lambda: site.heard == 1)
 
 
-def expected(byte: int, *, within_tls: bool) -> str:
+def expected(byte: int, tls: Switch, *, within_tls: bool) -> str:
     """What a first byte leads to (RFC 7983; RFC 8446; the initials of HTTP methods)."""
     if byte <= 3:
         return "STUN"
     if byte == 0x16 and not within_tls:
         return "TLS"
-    return "HTTP" if 0x41 <= byte <= 0x5A else "closed"
+    http = 0x41 <= byte <= 0x5A and (within_tls or tls is Switch.AUTO)
+    return "HTTP" if http else "closed"
 
 
 @pytest.mark.parametrize("within_tls", [False, True], ids=["TCP", "within TLS"])
-def test_all_256_first_bytes(make_site: Callable[..., Site], within_tls: bool) -> None:
-    """DESIGN, Ports: on TCP with `tls = auto`, and on the decrypted bytes."""
-    site = make_site(Switch.AUTO)
+@pytest.mark.parametrize("tls", [Switch.AUTO, Switch.ON])
+def test_all_256_first_bytes(make_site: Callable[..., Site], tls: Switch, within_tls: bool) -> None:
+    """DESIGN, Ports; E1: on TCP and on the decrypted bytes. With `tls = on` TURN alone is served in the clear."""
+    site = make_site(tls)
     names = {
         "turn_streams_opened": "STUN",
         "listener_tls_failed": "TLS",
@@ -388,7 +399,7 @@ def test_all_256_first_bytes(make_site: Callable[..., Site], within_tls: bool) -
             return [*found, *(["HTTP"] if site.heard > heard else [])]
 
         eventually(outcome)
-        assert outcome() == [expected(byte, within_tls=within_tls)], hex(byte)
+        assert outcome() == [expected(byte, tls, within_tls=within_tls)], hex(byte)
         sock.close()
 
 

@@ -62,7 +62,16 @@ class Listener:
         rows: dict[Speech, Row] = {Speech.HTTP: self._speak_http}
         if speak_turn is not None:
             rows[Speech.STUN] = speak_turn
-        self.port = Port(name, sockets, self._port_settings, tls_context_provider, guard, counters, rows)
+        self.port = Port(
+            name,
+            sockets,
+            self._port_settings,
+            tls_context_provider,
+            guard,
+            counters,
+            rows,
+            stun_in_clear=speak_turn is not None,
+        )
 
     def start(self) -> None:
         """Accept connections from now on."""

@@ -83,8 +83,13 @@ class Port:
         guard: Guard,
         counters: Counters,
         rows: Mapping[Speech, Row],
+        *,
+        stun_in_clear: bool = False,
     ) -> None:
-        """`sockets` are bound and listen already; `tls_context_provider` gives the context for the next connection."""
+        """`sockets` are bound and listen already; `tls_context_provider` gives the context for the next connection.
+
+        With `stun_in_clear` TURN over TCP is served beside TLS where `tls` is on (rule E1: one port for all).
+        """
         self.name = name
         self.serving = Group()
         self._sockets = sockets
@@ -102,6 +107,8 @@ class Port:
             Switch.ON: {Speech.TLS: self._speak_tls},
             Switch.AUTO: {Speech.TLS: self._speak_tls, **self._clear},
         }
+        if stun_in_clear:
+            self._rows[Switch.ON][Speech.STUN] = self._clear[Speech.STUN]
 
     def start(self) -> None:
         """Accept connections from now on."""
