@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 from tests.certificates import Issued
@@ -198,6 +200,14 @@ class Kamailio:
     def stop(self) -> None:
         """End the server and its children."""
         self._process.stop()
+
+    def pause(self) -> None:
+        """Silence: its sockets stay open and take what comes, nothing is answered."""
+        os.killpg(self._process.popen.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """It goes on where it was."""
+        os.killpg(self._process.popen.pid, signal.SIGCONT)
 
     def restart(self) -> None:
         """Start it again on the same ports; its bindings are gone."""

@@ -1,11 +1,11 @@
-"""A browser made of bytes that keeps its side of a dialog: tags, route set and CSeq as RFC 3261 §12 wants them."""
+"""Parties made of bytes that keep their side of a dialog as RFC 3261 §12 wants it: a browser, and a desk phone."""
 
 from __future__ import annotations
 
 import itertools
 import os
 
-from tests.interop.raw import RawWebSocket, answer, header, headers, sip
+from tests.interop.raw import RawWebSocket, UdpPeer, answer, header, headers, sip
 from tests.interop.registration import register_browser
 
 NUMBER = itertools.count(1)
@@ -36,13 +36,12 @@ class Party:
         self.ws.close()
         self.ws = RawWebSocket(self.gateway)
 
-    def call(self, called: str, *fields: str) -> bytes:
-        """INVITE a user of the domain; returns what was sent."""
+    def call(self, called: str, *fields: str, domain: str = "example.test", method: str = "INVITE") -> bytes:
+        """A request outside a dialog to a user of `domain`; returns what was sent."""
         self._forget()
         self.call_id, self.tag = f"{os.urandom(6).hex()}@browser.invalid", f"{self.user}{next(NUMBER)}"
-        self.remote = f"<sip:{called}@example.test>"
-        self.target = f"sip:{called}@example.test"
-        return self.send("INVITE", *fields)
+        self.remote, self.target = f"<sip:{called}@{domain}>", f"sip:{called}@{domain}"
+        return self.send(method, *fields)
 
     def send(self, method: str, *fields: str, cseq: int = 0) -> bytes:
         """A request of the dialog, or the one that begins it; `cseq` for ACK and CANCEL, else the next number."""
@@ -76,10 +75,10 @@ class Party:
             self.routes = _split(headers(request, "Record-Route"))
         self.ws.send(answer(request, status, f"Contact: <{self.uri}>", *fields, tag=self.tag))
 
-    def response(self, status: int, method: str) -> bytes:
+    def response(self, status: int, method: str, seconds: float = 10.0) -> bytes:
         """The next answer to this method that is no 100; it has this status. One with a To tag fixes the dialog."""
         message = self.ws.receive_until(
-            lambda m: m[:8] == b"SIP/2.0 " and m[8:11] != b"100" and header(m, "CSeq").endswith(method)
+            lambda m: m[:8] == b"SIP/2.0 " and m[8:11] != b"100" and header(m, "CSeq").endswith(method), seconds
         )
         assert message.startswith(b"SIP/2.0 %d " % status), message
         if method == "INVITE" and status < 300 and not self.routes:
@@ -90,6 +89,52 @@ class Party:
     def close(self) -> None:
         """Close the connection."""
         self.ws.close()
+
+
+class Desk:
+    """A phone over UDP that calls through its server at `host`:`server`, one call at a time. It sends nothing twice."""
+
+    def __init__(self, server: int, host: str = "127.0.0.1") -> None:
+        self.peer = UdpPeer()
+        self._server = (host, server)
+        self._common: list[str] = []
+        self._to = self._target = ""
+        self._routes: list[str] = []
+
+    def call(self, called: str) -> None:
+        """INVITE."""
+        number = next(NUMBER)
+        self._common = [f"From: <sip:desk@example.test>;tag=d{number}", f"Call-ID: {os.urandom(6).hex()}@desk"]
+        self._to, self._target, self._routes = f"<sip:{called}@example.test>", f"sip:{called}@example.test", []
+        self.send("INVITE", 1)
+
+    def answered(self) -> None:
+        """Wait for the 200 and acknowledge it."""
+        ok = self.peer.receive_until(b"SIP/2.0 200", 10)[0]
+        self._to, self._target = header(ok, "To"), _uri(header(ok, "Contact"))
+        self._routes = _split(headers(ok, "Record-Route"))[::-1]
+        self.send("ACK", 1)
+
+    def send(self, method: str, cseq: int) -> None:
+        """A request of the dialog."""
+        lines = [f"Via: SIP/2.0/UDP 127.0.0.1:{self.peer.port};branch=z9hG4bK{next(NUMBER)}d", "Max-Forwards: 70"]
+        lines += [*self._common, f"To: {self._to}", f"CSeq: {cseq} {method}"]
+        lines += [f"Contact: <sip:desk@127.0.0.1:{self.peer.port}>", *(f"Route: {route}" for route in self._routes)]
+        self.peer.send(sip(f"{method} {self._target} SIP/2.0", *lines), self._server)
+
+    def hang_up(self) -> None:
+        """BYE and its 200."""
+        self.send("BYE", 2)
+        self.peer.receive_until(b"SIP/2.0 200", 10)
+
+    def hung_up(self) -> None:
+        """Wait for BYE and answer it."""
+        bye, source = self.peer.receive_until(b"BYE ", 10)
+        self.peer.send(answer(bye, "200 OK"), source)
+
+    def close(self) -> None:
+        """Close its socket."""
+        self.peer.close()
 
 
 def _split(values: list[str]) -> list[str]:

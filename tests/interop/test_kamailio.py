@@ -16,8 +16,7 @@ import pytest
 from tests.dns_server import DnsServer
 from tests.interop.daemon import Daemon
 from tests.interop.kamailio import PASSWORD, Kamailio
-from tests.interop.process import free_port, wait_for
-from tests.interop.raw import UdpPeer, answer
+from tests.interop.process import wait_for
 from tests.interop.sipp import Sipp, register
 from tests.interop.softphone import Softphone, header, headers
 
@@ -288,39 +287,6 @@ def test_call_that_the_server_challenges(tmp_path: Path) -> None:
         phone.wait("ended")
         desk.done()
         assert_well_served(phone)
-
-
-@pytest.mark.parametrize("transport", ["udp", "tcp", "ws"])
-def test_second_srv_target_takes_over(transport: str, tmp_path: Path) -> None:
-    """N2: nobody listens at the first target (ICMP, or the connection is refused)."""
-    with ExitStack() as stack:
-        kamailio = Kamailio(tmp_path / "kamailio")
-        stack.callback(kamailio.stop)
-        targets = ((10, "127.0.0.1", free_port()), (20, "127.0.0.1", kamailio.port))
-        dns = stack.enter_context(DnsServer(zone(transport, *targets), "example.test"))
-        gateway = Daemon(tmp_path / "wsgate", backend(dns))
-        stack.callback(gateway.stop)
-        company = Company(transport, dns, kamailio, gateway, tmp_path)
-        call_through(company, stack)
-
-
-def test_second_srv_target_takes_over_from_one_that_says_503(tmp_path: Path) -> None:
-    """N2: the first target answers 503, which a browser never sees (N3)."""
-    with ExitStack() as stack:
-        kamailio = Kamailio(tmp_path / "kamailio")
-        stack.callback(kamailio.stop)
-        overloaded = UdpPeer()
-        stack.callback(overloaded.close)
-        targets = ((10, "127.0.0.1", overloaded.port), (20, "127.0.0.1", kamailio.port))
-        dns = stack.enter_context(DnsServer(zone("udp", *targets), "example.test"))
-        gateway = Daemon(tmp_path / "wsgate", backend(dns))
-        stack.callback(gateway.stop)
-        phone = Softphone(gateway.url, "alice", PASSWORD)
-        stack.callback(phone.close)
-        request, source = overloaded.receive_until(b"REGISTER ")
-        overloaded.send(answer(request, "503 Service Unavailable", tag="x"), source)
-        phone.wait("registered")
-        assert not phone.messages("in", "SIP/2.0 503")
 
 
 @pytest.mark.parametrize("transport", ["udp", "tcp"])

@@ -13,6 +13,7 @@ import pytest
 from tests.interop.daemon import Daemon
 from tests.interop.kamailio import PASSWORD, Kamailio
 from tests.interop.lossy import Direction, DropFirst, LossyRelay
+from tests.interop.party import Desk, Party
 from tests.interop.process import free_port, wait_for
 from tests.interop.sipp import Sipp, register
 from tests.interop.softphone import Softphone, header, headers
@@ -174,6 +175,34 @@ def test_seeded_loss_doubling_and_delay(line: Line) -> None:
     doubled = sum(packet.copies == 2 for packet in line.relay.packets)
     assert lost > 10
     assert doubled > 10
+    line.gateway.wait_status("dialogs", 0)
+
+
+def test_delay_beyond_t1_and_reordering(line: Line) -> None:
+    """I1, B4: both sides send again what is only late, and the browser sees each thing once."""
+    line.relay.delay = 1.0
+    desk = Desk(line.kamailio.port, DESK)
+    alice = Party(line.gateway.address, "alice", PASSWORD)
+    try:
+        alice.register()
+        for _ in range(2):
+            desk.call("alice")
+            alice.answer(alice.request("INVITE"), "200 OK")
+            desk.answered()
+            alice.request("ACK")
+            alice.send("BYE")
+            desk.hung_up()
+            alice.response(200, "BYE")
+            alice.call("nobody")
+            alice.response(404, "INVITE")
+        assert alice.ws.receive(1.5) is None, "nothing comes behind its answer"
+    finally:
+        alice.close()
+        desk.close()
+    relay = line.relay
+    assert relay.count(Direction.FORTH, b"REGISTER ") > 2, relay.story()
+    assert relay.count(Direction.FORTH, b"INVITE ") > 2, relay.story()
+    assert relay.count(Direction.BACK, b"INVITE ") > 2, relay.story()
     line.gateway.wait_status("dialogs", 0)
 
 
