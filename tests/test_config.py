@@ -59,7 +59,7 @@ def test_the_shipped_file_holds_every_option_of_every_section():
 def test_the_shipped_values_are_the_defaults():
     parser = configparser.ConfigParser(interpolation=None, inline_comment_prefixes=(";",))
     parser.read(SHIPPED, encoding="utf-8")
-    examples = {"bind", "tls", "target", "trusted_proxies", "tls_at_relay"}
+    examples = {"bind", "tls", "turn", "target", "trusted_proxies", "tls_at_relay"}
     for title in parser.sections():
         fields = {field.name: field for field in dataclasses.fields(SECTIONS[title.split()[0]].settings)}
         for option, text in parser.items(title):
