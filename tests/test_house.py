@@ -24,6 +24,7 @@ FLOORS = {
         " sip/attempts sip/forwarding sip/screening"
         " sip/services sip/identities sip/orphans sip/journal sip/edge"
         " turn/auth turn/peers turn/allocation turn/framing turn/answers turn/allocator turn/server"
+        " turn/client turn/uri"
     ),
     "net": (
         "net/clock net/tls net/readers net/stream net/datagram net/forwarded net/upgrade net/port net/listener"
@@ -31,7 +32,10 @@ FLOORS = {
         " net/relay net/turn_stream net/dtls"
     ),
     "assembly": "config web statefile signalling media store gateway",
-    "process": "userfile control daemon plan sockets databases supervisor worker cli __main__",
+    "process": (
+        "userfile control daemon plan sockets databases supervisor worker"
+        " turn_link turn_test turn_credentials turn_commands cli __main__"
+    ),
 }
 ORDER = [name for floor in FLOORS.values() for name in floor.split()]
 PURE = [name for floor in ("codecs", "machines") for name in FLOORS[floor].split()]

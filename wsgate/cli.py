@@ -1,4 +1,5 @@
-"""The command `wsgate`: `-c FILE` runs the daemon, `user add|del|list` edits the embedded registrar's user file."""
+"""The command `wsgate`: `-c FILE` runs the daemon, `user add|del|list` edits the embedded registrar's user file,
+`turn-credentials` and `turn-test` try a TURN server."""
 
 from __future__ import annotations
 
@@ -22,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if words[:1] == ["user"]:
             return _user(_user_parser().parse_args(words[1:]))
+        if words[:1] in (["turn-credentials"], ["turn-test"]):
+            return _turn(words)
         return _daemon(_daemon_parser().parse_args(words))
     except ImportError as error:
         print(f"wsgate: {missing_module(error)}", file=sys.stderr)
@@ -35,7 +38,8 @@ def _daemon_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="wsgate",
         description="SIP over WebSocket gateway: browsers use the SIP servers a company already has.",
-        epilog="Users of the embedded registrar: wsgate user --help",
+        epilog="Users of the embedded registrar: wsgate user --help. A try of a TURN server:"
+        " wsgate turn-credentials --help, wsgate turn-test --help",
     )
     parser.add_argument("-c", "--config", metavar="FILE", help="the ini file")
     parser.add_argument("--check-config", action="store_true", help="read the ini file, say what is wrong, and end")
@@ -121,6 +125,14 @@ def _user(options: argparse.Namespace) -> int:
     except OSError as error:
         raise StartError(f"{path}: {error.strerror}") from None
     return 0
+
+
+def _turn(words: Sequence[str]) -> int:
+    """A `wsgate turn-...` command. Raises WsgateError."""
+    from wsgate import turn_commands
+
+    command = turn_commands.test if words[0] == "turn-test" else turn_commands.credentials
+    return command(words[1:])
 
 
 def _password(options: argparse.Namespace) -> str:

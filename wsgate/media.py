@@ -141,10 +141,7 @@ class Media:
 
     def uris(self, host: str) -> tuple[str, ...]:
         """What browsers are told of this server (`uris`): as configured, or every port of it at `host` (rule A5)."""
-        if self._settings.uris is not None:
-            return self._settings.uris
-        places = dict.fromkeys(self.places) if host else ()
-        return tuple(f"{scheme}:{uri_host(host)}:{port}?transport={transport}" for scheme, port, transport in places)
+        return uris_at(self._settings, host, self.places)
 
     def hand_out(self, registration: str) -> HandedOut | None:
         """Credentials that go with the registration of this id; None where none are handed out (rule A5)."""
@@ -163,6 +160,25 @@ class Media:
             deny=settings.deny_peers,
             forbidden=self._forbidden,
         )
+
+
+def uris_at(settings: TurnSettings, host: str, places: Iterable[Place]) -> tuple[str, ...]:
+    """`uris` as configured, or each of `places` at `host`; none where there is no host (rule A5)."""
+    if settings.uris is not None:
+        return settings.uris
+    return tuple(
+        f"{scheme}:{uri_host(host)}:{port}?transport={transport}"
+        for scheme, port, transport in (dict.fromkeys(places) if host else ())
+    )
+
+
+def shared_secrets(settings: TurnSettings, files: Files) -> list[str]:
+    """The secrets of time-limited credentials, the newest first (rule A4). Raises ConfigurationError."""
+    secrets = list(settings.shared_secret)
+    if settings.shared_secret_file:
+        text = _read(files, settings.shared_secret_file, "shared_secret_file")
+        secrets += [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return secrets
 
 
 def _relay_addresses(settings: TurnSettings, own_hosts: Sequence[str]) -> list[RelayAddress]:
@@ -187,15 +203,12 @@ def _one_per_family(own_hosts: Sequence[str]) -> tuple[str, ...]:
 
 def _credentials(settings: TurnSettings, files: Files, registrations: Registrations | None) -> Credentials:
     users: Mapping[str, UserKeys] = {}
-    secrets = list(settings.shared_secret)
+    secrets = shared_secrets(settings, files)
     if settings.users:
         try:
             users = users_of_realm(parse_users(_read(files, settings.users, "users")), settings.realm)
         except CredentialsError as error:
             raise ConfigurationError(f"{settings.users}: {error}", section="turn", option="users") from None
-    if settings.shared_secret_file:
-        text = _read(files, settings.shared_secret_file, "shared_secret_file")
-        secrets += [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     return Credentials(settings.realm, users, secrets, settings.shared_secret_hash, registrations)
 
 

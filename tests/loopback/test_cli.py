@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import hmac
+import json
 import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -145,3 +149,43 @@ def test_user_mistakes_are_1_with_one_sentence(ini: Path, arguments: tuple[str, 
 def test_a_password_is_never_taken_from_the_command_line(ini: Path):
     assert wsgate("user", "add", "-c", ini, "alice", "secret").returncode == 2
     assert not ini.with_name("users").exists()
+
+
+def test_turn_credentials_without_a_secret_names_file_section_and_option(ini: Path) -> None:
+    """Rule A4."""
+    for text, option in (("", "[turn]: "), ("[turn]\nudp = 127.0.0.1:0\ntcp =\n", "[turn] shared_secret: ")):
+        ini.write_text(INI + text)
+        result = wsgate("turn-credentials", "-c", ini, "--user", "tester", "--ttl", "60")
+        assert result.returncode == 1
+        assert result.stderr.startswith(f"wsgate: {ini} {option}")
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_turn_credentials_are_those_of_the_newest_secret(ini: Path) -> None:
+    """Rule A4: expiry:user, and HMAC of it by the first secret; no secret is printed."""
+    text = "[turn]\nudp = 127.0.0.1:3478\ntcp = 127.0.0.1:0\nshared_secret = new one, old one\n"
+    ini.write_text(INI + text + "uris = turn:a.test:3478\n")
+    result = wsgate("turn-credentials", "-c", ini, "--user", "tester", "--ttl", "60", "--json")
+    assert result.returncode == 0
+    assert "new one" not in result.stdout
+    (server,) = json.loads(result.stdout)["iceServers"]
+    assert server["urls"] == ["turn:a.test:3478"]
+    expiry, user = server["username"].split(":")
+    assert user == "tester"
+    assert 0 <= int(expiry) - time.time() <= 60
+    digest = hmac.digest(b"new one", server["username"].encode(), "sha1")
+    assert server["credential"] == base64.b64encode(digest).decode()
+    ini.write_text(INI + text)
+    result = wsgate("turn-credentials", "-c", ini, "--user", "tester", "--host", "2001:db8::1", "--json")
+    assert json.loads(result.stdout)["iceServers"][0]["urls"] == ["turn:[2001:db8::1]:3478?transport=udp"]
+
+
+@pytest.mark.parametrize("arguments", [["turn-test", "http://a"], ["turn-credentials"], ["turn-test"]])
+def test_wrong_usage_of_the_turn_commands_is_2(arguments: list[str]) -> None:
+    assert wsgate(*arguments).returncode == 2
+
+
+def test_turn_test_wants_a_password_that_is_not_on_the_command_line() -> None:
+    result = wsgate("turn-test", "turn:127.0.0.1:9", "--user", "tester")
+    assert result.returncode == 1
+    assert "--password-file" in result.stderr

@@ -29,8 +29,8 @@ CLOCK_STEP_SECONDS = 5
 SOURCES_MAX = 65536
 """How many sources of unauthenticated requests are remembered (rules S4, Q2)."""
 
-_PASSWORD_ALGORITHMS_BIT = 1
-_USERNAME_ANONYMITY_BIT = 2
+PASSWORD_ALGORITHMS_BIT = 1
+USERNAME_ANONYMITY_BIT = 2
 _NOBODY_KEY = bytes(16)
 
 
@@ -128,7 +128,7 @@ class Credentials:
     def security_features(self) -> int:
         """The 24 bits after the nonce cookie (RFC 8489 §9.2, §18.1). Names that are not listed cannot be hashed."""
         listed = not self.secrets and self.registrations is None
-        return _PASSWORD_ALGORITHMS_BIT | (_USERNAME_ANONYMITY_BIT if listed else 0)
+        return PASSWORD_ALGORITHMS_BIT | (USERNAME_ANONYMITY_BIT if listed else 0)
 
     def name_of(self, hashed: bytes) -> str:
         """The user name behind a USERHASH, empty when there is none."""
