@@ -267,8 +267,11 @@ def test_an_ack_waits_for_the_resolution_too():
 def test_what_waits_for_a_resolution_or_a_connection_is_bounded():
     """N5: the backend that is not there costs no memory without limit."""
     for world, asked in [
-        (World({"example.com": None}), Resolve("example.com")),
-        (World({"example.com": [WEB]}), Connect(Hop(WEB.transport, WEB.address), "example.com")),
+        (World({"example.com": None}, transactions_per_connection=2000), Resolve("example.com")),
+        (
+            World({"example.com": [WEB]}, transactions_per_connection=2000),
+            Connect(Hop(WEB.transport, WEB.address), "example.com"),
+        ),
     ]:
         flow = world.browser()
         for number in range(MAX_WAITING + 2):
