@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import count
 
 from wsgate.addr import Address, Hop, Transport
+from wsgate.call_peers import CallPeers
 from wsgate.directory import Directory
 from wsgate.metrics import Counters
 from wsgate.sip.contexts import Connect, Resolve
@@ -71,6 +72,7 @@ class World:
         first_number: int = 1,
         protected_headers: frozenset[bytes] = frozenset(),
         hand_out: HandOut | None = None,
+        call_peers: CallPeers | None = None,
         **settings: object,
     ) -> None:
         numbers = count(first_number)
@@ -102,6 +104,7 @@ class World:
             counters=self.counters,
             protected_headers=protected_headers,
             hand_out=hand_out,
+            call_peers=call_peers,
         )
         self.sent: list[tuple[Hop, bytes]] = []
         self.probes: list[tuple[Hop, bytes]] = []

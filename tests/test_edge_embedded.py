@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.edge_world import GATE, PBX, World, request, response, routes_of
@@ -28,7 +30,7 @@ BACKENDS = {"example.com": BackendSettings(target="embedded"), "pbx.example.com"
 class Office(World):
     """An edge whose domain example.com is served by the embedded registrar; 10.1.0.0/16 is trusted."""
 
-    def __init__(self, **settings: object) -> None:
+    def __init__(self, **settings: Any) -> None:
         users = Users({(name, REALM): hashes_of(name, REALM, "wonder") for name in ("alice", "bob", "carol")})
         self.digest = Digest(users, (DigestAlgorithm.MD5,), b"k" * 32, Bytes(), 1.7e9)
         directory = Directory(60.0)

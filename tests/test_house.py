@@ -16,11 +16,11 @@ FLOORS = {
     "words": "errors addr settings log metrics handover",
     "codecs": "keys certificate ws/frames ws/handshake sip/headers sip/message sip/framing sip/sdp turn/stun",
     "machines": (
-        "guard credentials expiries directory bearer identity ws/connection"
+        "guard credentials expiries call_peers directory bearer identity ws/connection"
         " sip/flow sip/names sip/rewriting sip/compose sip/digest sip/transaction_tables sip/transaction_messages"
         " sip/transaction_effects sip/transaction_timers sip/transaction sip/targets sip/location sip/dead_targets"
         " sip/dialogs sip/gruu sip/location_service sip/contacts"
-        " sip/registration sip/registrar sip/proxy sip/tracking sip/contexts sip/connections sip/probes"
+        " sip/registration sip/registrar sip/proxy sip/tracking sip/contexts sip/calls sip/connections sip/probes"
         " sip/attempts sip/forwarding sip/screening"
         " sip/services sip/identities sip/orphans sip/journal sip/edge"
         " turn/auth turn/peers turn/allocation turn/framing turn/answers turn/allocator turn/server"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from wsgate.addr import Address
+from wsgate.call_peers import CallPeers
 from wsgate.metrics import Counters
 from wsgate.turn import stun
 from wsgate.turn.allocation import (
@@ -42,7 +43,10 @@ class World:
     """A server, its one opener of sockets, and a clock moved by hand."""
 
     def __init__(
-        self, relay_addresses: tuple[RelayAddress, ...] = (RelayAddress(RELAY, RELAY),), **options: Any
+        self,
+        relay_addresses: tuple[RelayAddress, ...] = (RelayAddress(RELAY, RELAY),),
+        calls: CallPeers | None = None,
+        **options: Any,
     ) -> None:
         self.now = 1000.0
         self.settings = dataclasses.replace(TurnSettings(realm=REALM, relay_ports=(50000, 50999)), **options)
@@ -61,6 +65,7 @@ class World:
             unix_time=lambda: self.now,
             random_bytes=random.Random(7).randbytes,
             counters=self.counters,
+            calls=calls,
         )
 
     def settle(self, effects: list[Effect]) -> list[Effect]:

@@ -16,6 +16,7 @@ from gevent import ssl
 from wsgate import keys, web
 from wsgate.addr import Address, canonical_host
 from wsgate.bearer import VerificationKey, parse_keys
+from wsgate.call_peers import CallPeers
 from wsgate.config import Configuration
 from wsgate.credentials import CredentialsError, Users, parse_users
 from wsgate.directory import Directory
@@ -47,6 +48,7 @@ from wsgate.sip.targets import BackendSettings
 from wsgate.sip.transaction import TransactionSettings
 from wsgate.statefile import StateFile
 from wsgate.store import StoreWriter, open_store
+from wsgate.turn.server import PeerPolicy
 from wsgate.ws.handshake import Refusal
 
 MEMORY_CHECK_SECONDS = 1.0
@@ -73,6 +75,7 @@ class Gateway:
         self._names = self._own_names(configuration)
         self._backend_settings: dict[str, BackendSettings] = dict(configuration.backends)
         self._directory = Directory(configuration.sip.reconnect_grace)
+        self._call_peers = _call_peers(configuration)
         self._digest = self._new_digest(configuration, files)
         self._admission = Admission(configuration.identity, _jwt_keys(configuration, files), time.time)
         self._resolver = Resolver(
@@ -214,6 +217,7 @@ class Gateway:
             counters=self._counters,
             protected_headers=configuration.identity.protected_headers,
             hand_out=self._hand_out if configuration.turn and configuration.turn.credentials_with_register else None,
+            call_peers=self._call_peers,
         )
 
     def _admit(self, fields: tuple[tuple[str, str], ...], query: str) -> Admitted | Refusal:
@@ -310,7 +314,10 @@ class Gateway:
             keys=[key.secret for key in self._secrets],
             is_registered=lambda id_: self._directory.is_registered(id_, now()),
             counters=self._counters,
+            call_peers=self._call_peers,
         )
+        if self._call_peers is not None:
+            self._signalling.after = self._narrow
         media.forbid(self._refused_peers())
         for name, listener in configuration.listeners.items():
             ports = [sock.getsockname()[1] for sock in self._sockets("listener", name) if listener.turn]
@@ -319,6 +326,12 @@ class Gateway:
             if listener.tls is not Switch.ON:
                 media.places += [Place("turn", port, "tcp") for port in ports]
         return media
+
+    def _narrow(self) -> None:
+        """After signalling: calls that ended, or moved their media, allow less than before (rule P6)."""
+        narrowed = self._call_peers.take_narrowed() if self._call_peers is not None else None
+        if narrowed and self._media is not None:
+            self._media.narrow(narrowed)
 
     def _hand_out(self, host: Address, registration: str) -> bytes:
         """The value of X-Turn-Credentials (rule A5)."""
@@ -484,6 +497,12 @@ def own_hosts() -> list[str]:
         ]
     unique = list(dict.fromkeys(hosts))
     return sorted(unique, key=lambda host: host.startswith(("127.", "::1", "fe80:")))
+
+
+def _call_peers(configuration: Configuration) -> CallPeers | None:
+    """Where signalling tells TURN of calls, if TURN wants to know (rule P6)."""
+    turn = configuration.turn
+    return CallPeers() if turn is not None and turn.peer_policy is PeerPolicy.CALL else None
 
 
 def _secrets(configuration: Configuration, files: Files) -> tuple[keys.Key, ...]:

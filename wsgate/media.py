@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from wsgate.addr import Address, uri_host
+from wsgate.call_peers import CallPeers
 from wsgate.credentials import CredentialsError, parse_users
 from wsgate.errors import ConfigurationError, StartError
 from wsgate.guard import Guard
@@ -58,11 +59,12 @@ class Media:
         keys: Sequence[bytes],
         is_registered: Callable[[str], bool],
         counters: Counters,
+        call_peers: CallPeers | None,
     ) -> None:
         """`own_hosts` are addresses of this machine, the wanted first; `keys` are those of the key file.
 
-        `is_registered` is asked for the registrations that credentials were handed out with (rule A5). Raises
-        StartError.
+        `is_registered` is asked for the registrations that credentials were handed out with (rule A5),
+        `call_peers` for what their calls allow (rule P6). Raises StartError.
         """
         self._settings = settings
         secrets = tuple(hmac.digest(key, b"TURN credentials of registrations", "sha256") for key in keys)
@@ -78,6 +80,7 @@ class Media:
             unix_time=time.time,
             random_bytes=os.urandom,
             counters=counters,
+            calls=call_peers,
         )
         self._relay = Relay(self.server, sockets.udp, tick=settings.relay_tick)
         self.streams = TurnStreams(self._relay, guard, counters)
@@ -124,6 +127,11 @@ class Media:
             self._forbidden = forbidden
             self.server.peers.forbid(forbidden)
             self._relay.apply(self.server.reconsider())
+
+    def narrow(self, registrations: Iterable[str]) -> None:
+        """The calls of these registrations allow fewer peers than before: what was installed for others is taken away
+        (rule P6)."""
+        self._relay.apply(self.server.reconsider_registrations(registrations))
 
     def reload(self, settings: TurnSettings, files: Files) -> None:
         """Take users, secrets and the lists of peers anew. Raises WsgateError and then changes nothing."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import gevent
@@ -56,6 +56,8 @@ class Signalling:
         self._streams: dict[bytes, WebSocketStream] = {}
         self._timer = LoopTimer(self._due)
         self.backends: BackendSockets | None = None
+        self.after: Callable[[], None] | None = None
+        """Called when the effects of the edge are applied; does not block."""
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -112,6 +114,8 @@ class Signalling:
                 self._disconnect(effect)
             elif self.backends is not None:
                 self.backends.connect(effect.hop)
+        if self.after is not None:
+            self.after()
         self._timer.arm(self._edge.next_timer())
 
     def stop(self) -> None:

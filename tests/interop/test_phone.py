@@ -72,6 +72,7 @@ realm = {domain}
 users = {directory}/users
 relay_address = 127.0.0.1
 relay_ports = {relay}-{relay_end}
+peer_policy = call
 """
 
 

@@ -13,6 +13,7 @@ from functools import partial
 from wsgate.addr import Address, Hop, Transport
 from wsgate.errors import ProtocolError
 from wsgate.metrics import Counters
+from wsgate.sip.calls import Calls
 from wsgate.sip.compose import Composer, Leg, LoopDetection
 from wsgate.sip.connections import Connections, accepted_from
 from wsgate.sip.contexts import Branch, Effect, Outcome, Resolve, Stray
@@ -55,7 +56,9 @@ class Attempts:
         handle: Callable[[bytes, bytes], bytes],
         random_bytes: RandomBytes,
         counters: Counters,
+        calls: Calls,
     ) -> None:
+        self._calls = calls
         self._settings = settings
         self._backend_settings = backend_settings
         self._layer = layer
@@ -160,6 +163,7 @@ class Attempts:
         local: Address | None = None
         if branch.flow is not None:
             hop = branch.flow.hop
+            self._calls.acknowledged(stray, branch.flow)
         else:
             targets = branch.targets if branch.targets is not None else self._backends.targets(branch.backend, now)
             if targets is None:
@@ -289,6 +293,8 @@ class Attempts:
         branch.outcome = Outcome.PENDING  # also where a target before was one for small messages only
         branch.provisional = False
         message = context.message
+        if branch.flow is not None:
+            self._calls.request_shown(branch, branch.flow)
         data, name = self._compose(message, context.leg, branch, hop, local)
         accepts = accepted_from(hop, branch.backend, self._backends)
         branch.client, sent = self._layer.send_request(data, message.method, name, hop, now, branch, accepts)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from wsgate.addr import Hop
@@ -86,6 +86,8 @@ class DialogTable:
         self._keys_of_flow: dict[bytes, set[Key]] = {}
         self.changed: set[Key] | None = None
         """Keys of dialogs that changed since somebody who keeps a journal set it to an empty set."""
+        self.ended: Callable[[Key], None] | None = None
+        """Is told the key of every dialog that is over."""
 
     def __len__(self) -> int:
         return len(self._dialogs)
@@ -146,6 +148,8 @@ class DialogTable:
                 keys.discard(key)
                 if not keys:
                     del self._keys_of_flow[flow]
+            if self.ended is not None:
+                self.ended(key)
 
     def next_timer(self) -> float | None:
         """When the longest untouched dialog has lived out its time."""

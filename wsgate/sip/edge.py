@@ -11,10 +11,12 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 
 from wsgate.addr import Address, Hop
+from wsgate.call_peers import CallPeers
 from wsgate.directory import Directory, Registration
 from wsgate.errors import ProtocolError
 from wsgate.identity import Admitted
 from wsgate.metrics import Counters
+from wsgate.sip.calls import Calls
 from wsgate.sip.compose import Leg, LoopDetection, shows_outbound
 from wsgate.sip.contexts import Branch, Connect, Context, Disconnect, Orphaned, Resolve, Retain, Stray
 from wsgate.sip.dead_targets import Place
@@ -89,8 +91,12 @@ class Edge:
         counters: Counters,
         protected_headers: frozenset[bytes] = frozenset(),
         hand_out: HandOut | None = None,
+        call_peers: CallPeers | None = None,
     ) -> None:
-        """`hand_out` gives the TURN credentials that go with a registration (rule A5); None: none are handed out."""
+        """`hand_out` gives the TURN credentials that go with a registration (rule A5); None: none are handed out.
+
+        `call_peers` is told where the media of calls go (rule P6); None: nobody wants to know.
+        """
         if hand_out is not None:
             protected_headers |= {TURN_CREDENTIALS.lower()}
         self.draining = False
@@ -124,6 +130,7 @@ class Edge:
             random_bytes,
             counters,
             self._services.turn_credentials,
+            Calls(call_peers, self._dialogs, directory),
         )
 
         self._orphans = Orphans(settings, self._dialogs, directory, flows, self._proxy, self._forwarding, counters)

@@ -14,6 +14,7 @@ from wsgate.addr import Address, Hop
 from wsgate.errors import ProtocolError
 from wsgate.metrics import Counters
 from wsgate.sip.attempts import Attempts
+from wsgate.sip.calls import Calls
 from wsgate.sip.compose import LoopDetection
 from wsgate.sip.contexts import Branch, Context, Effect, Orphaned, Outcome, Retain, Stray
 from wsgate.sip.dead_targets import Place
@@ -51,7 +52,9 @@ class Forwarding:
         random_bytes: RandomBytes,
         counters: Counters,
         turn_credentials: TurnCredentials,
+        calls: Calls,
     ) -> None:
+        self._calls = calls
         self._settings = settings
         self._turn_credentials = turn_credentials
         self._layer = layer
@@ -62,7 +65,7 @@ class Forwarding:
         self._contact_behind = contact_behind
         self._backends = backends
         self._attempts = Attempts(
-            settings, backend_settings, layer, names, backends, loops, tokens.handle, random_bytes, counters
+            settings, backend_settings, layer, names, backends, loops, tokens.handle, random_bytes, counters, calls
         )
         self._invites: dict[int, Context] = {}
         self._invites_of_flow: dict[bytes, set[int]] = {}
@@ -227,7 +230,11 @@ class Forwarding:
         if branch.client is not None and branch.provisional:
             effects += self._layer.cancel(branch.client, now)
         else:
-            branch.outcome = Outcome.TIMEOUT
+            self._end(branch, Outcome.TIMEOUT)
+
+    def _end(self, branch: Branch, outcome: Outcome) -> None:
+        branch.outcome = outcome
+        self._calls.branch_ended(branch)
 
     def _provisional(self, branch: Branch, message: Message, now: float, effects: list[Effect]) -> None:
         branch.provisional = True
@@ -239,17 +246,19 @@ class Forwarding:
 
     def _final(self, branch: Branch, message: Message, now: float, effects: list[Effect]) -> None:
         context = branch.context
-        branch.outcome = Outcome.ANSWERED
         branch.response = message
         if message.status < 300:
             if context.answered and context.message.method != b"INVITE":
+                self._end(branch, Outcome.ANSWERED)
                 return
             self._settle(context)
             self._pass(branch, message, now, effects)
+            self._end(branch, Outcome.ANSWERED)
             self._cancel_branches(context, now, effects, b'SIP;cause=200;text="Call completed elsewhere"')
             # Early dialogs of other branches end with them (RFC 3261 §13.2.2.4); a 2xx of theirs begins anew.
             self._tracker.refused(context.dialogs)
             return
+        self._end(branch, Outcome.ANSWERED)
         if message.status >= 600:
             self._cancel_branches(context, now, effects)
         self._conclude(context, now, effects)
@@ -263,10 +272,11 @@ class Forwarding:
 
     def _give_up(self, branch: Branch, outcome: Outcome, now: float, effects: list[Effect]) -> None:
         branch.client = None
+        self._calls.branch_ended(branch)
         context = branch.context
         if not context.cancelled and not context.answered and self._attempts.next_target(branch, now, effects):
             return
-        branch.outcome = outcome
+        self._end(branch, outcome)
         self._conclude(context, now, effects)
 
     def _cancel_branches(self, context: Context, now: float, effects: list[Effect], reason: bytes = b"") -> None:
@@ -278,7 +288,7 @@ class Forwarding:
                 branch.ways = []
                 effects += self._layer.cancel(branch.client, now, reason)
             else:
-                branch.outcome = Outcome.UNREACHABLE
+                self._end(branch, Outcome.UNREACHABLE)
 
     def _settle(self, context: Context) -> None:
         """The final answer is on its way: neither Timer C nor a CANCEL matters any more."""
@@ -311,6 +321,7 @@ class Forwarding:
         key = self._tracker.response(context.message, caller, callee, message, now)
         if key is not None:
             context.dialogs[key] = None
+        self._calls.response_shown(branch, message, key)
         self._tracker.answered(context.message, message.status)
         if context.server is None:
             return

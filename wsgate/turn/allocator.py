@@ -77,6 +77,7 @@ class Allocator:
         self._relay_addresses = {family_of(relay.host): relay for relay in relay_addresses}
         self._ports = {family: Ports(*relay_ports, random_bytes) for family in self._relay_addresses}
         self._allocations: dict[Client, Allocation] = {}
+        self._of_user: dict[str, dict[Client, Allocation]] = {}
         self._reservations: dict[bytes, Allocation] = {}
         self._opening: dict[tuple[Address, ...], _Opening] = {}
         self._timers: list[tuple[float, int, Allocation]] = []
@@ -91,6 +92,10 @@ class Allocator:
     def get(self, client: Client) -> Allocation | None:
         """The allocation of a 5-tuple."""
         return self._allocations.get(client)
+
+    def of_user(self, user: str) -> list[Allocation]:
+        """The allocations of a user."""
+        return list(self._of_user.get(user, {}).values())
 
     def allocate(self, request: Request) -> list[Effect]:
         """RFC 8656 §7.2 in the order of rule L1."""
@@ -170,6 +175,7 @@ class Allocator:
         allocation.advance(Event.OPENED)
         allocation.expires = request.now + allocation.lifetime
         self._allocations[request.client] = allocation
+        self._of_user.setdefault(allocation.user, {})[request.client] = allocation
         self.held[allocation.user] += 1
         self.arm(allocation)
         self._counters.count("turn_allocations_made")
@@ -278,9 +284,11 @@ class Allocator:
         """End an allocation and give back everything it held (rule L4)."""
         allocation.advance(Event.ENDED)
         del self._allocations[allocation.client]
+        del self._of_user[allocation.user][allocation.client]
         self.held[allocation.user] -= 1
         if not self.held[allocation.user]:
             del self.held[allocation.user]
+            del self._of_user[allocation.user]
         effects = self._drop_reservation(allocation, now) if allocation.reserved is not None else []
         for relay in allocation.relays.values():
             self._rest(relay, allocation, now)

@@ -1,7 +1,7 @@
 """Which peers a client may relay to: one table, two questions (rule P5).
 
 *Is any port of this address allowed?* `host_allowed`, for CreatePermission. *Is this address and port allowed?*
-`allowed`, for ChannelBind, Send and what arrives.
+`allowed`, for ChannelBind, Send and what arrives. Admittance asks both for a user, and its calls as well (rule P6).
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 
-from wsgate.addr import Address, IPAddress, Network, canonical_ip
+from wsgate.addr import Address, IPAddress, Network, canonical_host, canonical_ip
+from wsgate.call_peers import CallPeers
+from wsgate.turn.auth import REGISTERED_MARK
 
 REFUSED_NETWORKS: tuple[tuple[str, str], ...] = (
     ("0.0.0.0/8", "unspecified, this network (RFC 791 §3.2)"),
@@ -138,6 +140,14 @@ class Peers:
         """Is this address and port allowed?"""
         return self.host_allowed(peer.host) and self.port_allowed(peer.host, peer.port)
 
+    def is_relay_host(self, host: str) -> bool:
+        """True for an address of the relay itself; `host` is canonical."""
+        return host in self._own
+
+    def is_relay(self, host: str, port: int) -> bool:
+        """True for the relay range: where the allocations of others are; `host` is canonical."""
+        return host in self._own and self._low_port <= port <= self._high_port
+
     @staticmethod
     def _faces(host: str) -> tuple[IPAddress, ...]:
         """The address and all that it embeds, in canonical form. Raises ValueError."""
@@ -154,3 +164,42 @@ class Peers:
         if _lies_in(address, self._deny):
             return False
         return _lies_in(address, self._allow) or not _lies_in(address, _REFUSED)
+
+
+class Admittance:
+    """Rule P5 for everybody; with `calls` also rule P6: the relay range, and what the user's own calls allow.
+
+    A user is `@` and a registration id where the credentials came with a registration; any other has no calls here
+    and reaches the relay range alone.
+    """
+
+    def __init__(self, peers: Peers, calls: CallPeers | None = None) -> None:
+        self.peers = peers
+        self._calls = calls
+
+    def host_allowed(self, user: str, host: str) -> bool:
+        """Is any port of this address allowed to this user?"""
+        if not self.peers.host_allowed(host):
+            return False
+        if self._calls is None:
+            return True
+        host = canonical_host(host)
+        return self.peers.is_relay_host(host) or self._calls.allows_host(_registration(user), host)
+
+    def port_allowed(self, user: str, host: str, port: int) -> bool:
+        """Is this port of an address allowed to this user whose host is?"""
+        if not self.peers.port_allowed(host, port):
+            return False
+        if self._calls is None:
+            return True
+        host = canonical_host(host)
+        return self.peers.is_relay(host, port) or self._calls.allows(_registration(user), host, port)
+
+    def allowed(self, user: str, peer: Address) -> bool:
+        """Is this address and port allowed to this user?"""
+        return self.host_allowed(user, peer.host) and self.port_allowed(user, *peer)
+
+
+def _registration(user: str) -> str:
+    """The id of the registration behind a user; no registration has an empty one."""
+    return user[1:] if user.startswith(REGISTERED_MARK) else ""

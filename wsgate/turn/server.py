@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from wsgate.addr import Address, Network
+from wsgate.call_peers import CallPeers
 from wsgate.errors import ProtocolError
 from wsgate.metrics import Counters
 from wsgate.settings import (
@@ -26,8 +28,8 @@ from wsgate.turn import stun
 from wsgate.turn.allocation import Allocation, Client, Effect, RelayAddress, SendToPeer
 from wsgate.turn.allocator import Allocator, Limits
 from wsgate.turn.answers import Answers, Request, mapped_address
-from wsgate.turn.auth import Accepted, Authenticator, Credentials, SecretHash, UnauthenticatedRate
-from wsgate.turn.peers import Peers
+from wsgate.turn.auth import REGISTERED_MARK, Accepted, Authenticator, Credentials, SecretHash, UnauthenticatedRate
+from wsgate.turn.peers import Admittance, Peers
 from wsgate.turn.stun import MessageClass, Method
 
 
@@ -79,7 +81,7 @@ class TurnSettings:
     credentials_with_register: bool = option(True, BOOLEAN)
     credential_ttl: int = option(3600, integer(60, 2592000))
     uris: tuple[str, ...] | None = option(None, auto(STRINGS))
-    peer_policy: PeerPolicy = option(PeerPolicy.ANY, choice(PeerPolicy), later="peers by call")
+    peer_policy: PeerPolicy = option(PeerPolicy.ANY, choice(PeerPolicy))
     allow_peers: tuple[Network, ...] = option((), NETWORKS)
     deny_peers: tuple[Network, ...] = option((), NETWORKS)
     relay_engine: RelayEngine = option(RelayEngine.AUTO, choice(RelayEngine))
@@ -124,8 +126,14 @@ class TurnServer:
         unix_time: Callable[[], float],
         random_bytes: Callable[[int], bytes],
         counters: Counters,
+        calls: CallPeers | None = None,
     ) -> None:
-        self.peers = peers
+        """`calls` is what the calls of registrations allow, for `peer_policy = call` (rule P6)."""
+        if settings.peer_policy is PeerPolicy.ANY:
+            calls = None
+        elif calls is None:
+            calls = CallPeers()
+        self._admittance = Admittance(peers, calls)
         self.counters = counters
         self.random_bytes = random_bytes
         self._settings = settings
@@ -137,6 +145,15 @@ class TurnServer:
         self._allocator = Allocator(
             limits, self.relay_addresses, settings.relay_ports, self._answers, random_bytes, counters
         )
+
+    @property
+    def peers(self) -> Peers:
+        """The table of rule P5."""
+        return self._admittance.peers
+
+    @peers.setter
+    def peers(self, peers: Peers) -> None:
+        self._admittance.peers = peers
 
     @property
     def allocations(self) -> int:
@@ -171,10 +188,19 @@ class TurnServer:
 
     def reconsider(self) -> list[Effect]:
         """Ask the lists of peers again for everything that is installed; call it when `peers` changed (rule P5)."""
+        return self._reconsider(self._allocator)
+
+    def reconsider_registrations(self, registrations: Iterable[str]) -> list[Effect]:
+        """The same for the allocations of these registrations: their calls allow less than they did (rule P6)."""
+        users = (REGISTERED_MARK + registration for registration in registrations)
+        return [effect for user in users for effect in self._reconsider(self._allocator.of_user(user))]
+
+    def _reconsider(self, allocations: Iterable[Allocation]) -> list[Effect]:
+        rules = self._admittance
         return [
             effect
-            for allocation in self._allocator
-            for effect in allocation.reconsider(self.peers.host_allowed, self.peers.allowed)
+            for one in allocations
+            for effect in one.reconsider(partial(rules.host_allowed, one.user), partial(rules.allowed, one.user))
         ]
 
     def receive(
@@ -263,7 +289,7 @@ class TurnServer:
             return self._answers.error(request, 400)
         if not all(allocation.relay_for(host) for host in hosts):
             return self._answers.error(request, 443)
-        if not all(self.peers.host_allowed(host) for host in hosts):
+        if not all(self._admittance.host_allowed(allocation.user, host) for host in hosts):
             self.counters.count("turn_peers_refused")
             return self._answers.error(request, 403)
         if self._permissions_full(allocation, hosts):
@@ -285,7 +311,7 @@ class TurnServer:
         channel = allocation.channels.get(number)
         if (channel is not None and channel.peer != peer) or allocation.numbers.get(peer, number) != number:
             return self._answers.error(request, 400)
-        if not self.peers.allowed(peer):
+        if not self._admittance.allowed(allocation.user, peer):
             self.counters.count("turn_peers_refused")
             return self._answers.error(request, 403)
         full = channel is None and len(allocation.channels) >= self._settings.channels_per_allocation
@@ -307,7 +333,11 @@ class TurnServer:
             self.counters.count("turn_send_dropped")
             return []
         relay = allocation.relay_for(peer.host)
-        if relay is None or peer.host not in allocation.permissions or not self.peers.port_allowed(*peer):
+        if (
+            relay is None
+            or peer.host not in allocation.permissions
+            or not self._admittance.port_allowed(allocation.user, *peer)
+        ):
             self.counters.count("turn_send_dropped")
             return []
         return [SendToPeer(relay, peer, data, message.get(stun.DONT_FRAGMENT) is not None)]
