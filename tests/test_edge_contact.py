@@ -146,6 +146,22 @@ def test_r5_chan_pjsip_rewrite_contact_comes_back_over_udp_and_after_a_switch_to
         assert [message.method for message in w.take(flow)] == [b"BYE"]
 
 
+@pytest.mark.parametrize(
+    ("place", "transport"), [(GATE, Transport.UDP), (Address(GATE.host, 40123), Transport.TCP)], ids=["udp", "tcp"]
+)
+def test_r5_chan_pjsip_calls_the_source_of_the_register(place: Address, transport: Transport) -> None:
+    """rewrite_contact=yes puts the source of our REGISTER into the Contact that it stores and calls."""
+    w = world()
+    flow = w.browser()
+    register(w, flow)
+    w.take()
+    word = ";transport=TCP" if transport is Transport.TCP else ""
+    uri = f"sip:k3x@{place}{word};wsg={HANDLE};x-ast-orig-host={GATE}"
+    via = f"SIP/2.0/{transport.value} {PBX};rport;branch=z9hG4bKPjregister"
+    w.from_backend(request("INVITE", uri, via=via, to=f"<{uri}>"), transport=transport)
+    assert w.one(flow).uri == OWN.encode()
+
+
 def test_r6_d3_after_a_reconnect_calls_of_the_old_flow_reach_the_new_one_both_ways() -> None:
     w = world()
     old = w.browser(port=1)
