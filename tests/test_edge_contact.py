@@ -84,6 +84,19 @@ def test_r5_three_reconnects_leave_one_binding_at_a_registrar_that_compares_uris
     assert len(seen) == 1
 
 
+def test_r5_a_register_too_large_for_udp_has_the_same_contact_as_a_small_one() -> None:
+    """R5, I4: sent over TCP it is no second binding."""
+    w = world()
+    flow = w.browser()
+    seen = []
+    for cseq, size in (("1", 10), ("2", 1500), ("3", 10)):
+        headers = (f"Contact: {CONTACT}", f"User-Agent: {'x' * size}")
+        w.from_browser(flow, request("REGISTER", "sip:example.com", *headers, to=ALICE, cseq=cseq))
+        seen.append((w.sent[0][0].transport, w.one(PBX).lines(b"contact")))
+    assert [transport for transport, _ in seen] == [Transport.UDP, Transport.TCP, Transport.UDP]
+    assert seen[0][1] == seen[1][1] == seen[2][1]
+
+
 @pytest.mark.parametrize("mode", [ContactMode.CONTACT, ContactMode.AUTO])
 def test_r5_a_call_to_the_handle_reaches_the_browser_with_its_own_uri(mode: ContactMode) -> None:
     w = world(mode)

@@ -316,7 +316,7 @@ class Attempts:
             uri=branch.uri,
             routes=branch.routes,
             breadth=branch.breadth,
-            contacts=self._contacts(message, departure) if mode is not ContactMode.PATH else None,
+            contacts=self._contacts(message, departure, branch) if mode is not ContactMode.PATH else None,
             with_path=mode is not ContactMode.CONTACT,
             forwarded=_forwarded(leg, branch),
         )
@@ -329,10 +329,14 @@ class Attempts:
             return ContactMode.PATH
         return settings.contact_mode
 
-    def _contacts(self, message: Message, departure: Leg) -> Changes:
+    def _contacts(self, message: Message, departure: Leg, branch: Branch) -> Changes:
+        """Rule R5: by the transport of the target, also where this REGISTER is too large for it (I4).
+
+        A registrar that compares URIs would else hold two bindings of a client whose REGISTER grows, and call it twice.
+        """
         try:
             aor = message.to.parsed_uri().address_of_record
-            transport = departure.hop.transport
+            transport = branch.target.transport if branch.target is not None else departure.hop.transport
             return rewritten(message, partial(self._handle, aor), departure.sent_by, transport)
         except ProtocolError:
             # What cannot be read is the registrar's to refuse.
