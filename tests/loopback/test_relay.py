@@ -46,9 +46,10 @@ class Site:
         tick: float = 0.0,
         listeners: tuple[str, ...] = ("127.0.0.1",),
         relays: tuple[tuple[str, str], ...] = RELAYS,
+        allow: tuple[str, ...] = ("127.0.0.0/8",),
         **options: Any,
     ) -> None:
-        _, self.server = make_server(("127.0.0.0/8",), 1.0, {"unauthenticated_rate": 10**8, **options}, relays)
+        _, self.server = make_server(allow, 1.0, {"unauthenticated_rate": 10**8, **options}, relays)
         self.counters = self.server.counters.values
         self.clock = Clock()
         self.listeners = [listening_socket(host) for host in listeners]
