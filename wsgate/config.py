@@ -39,6 +39,7 @@ from wsgate.settings import (
 from wsgate.sip.proxy import SipSettings
 from wsgate.sip.registrar import MEMORY, RegistrarSettings
 from wsgate.sip.targets import EMBEDDED, BackendSettings
+from wsgate.turn.alternates import alternates, fault
 from wsgate.turn.server import RelayEngine, TurnSettings
 from wsgate.ws.connection import WebSocketSettings
 
@@ -359,12 +360,15 @@ def _endpoints(configuration: Configuration) -> Iterator[tuple[Endpoint, tuple[s
         yield Endpoint("sip-tcp", "sip", address), ("sip", "bind")
     for address in configuration.sip.tls_bind:
         yield Endpoint("sip-tls", "sip", address), ("sip", "tls_bind")
-    if configuration.turn is not None and configuration.turn.enabled:
-        for address in configuration.turn.udp:
+    turn = configuration.turn
+    if turn is not None and turn.enabled:
+        for address in turn.udp:
             yield Endpoint("turn-udp", "turn", address), ("turn", "udp")
-        for address in configuration.turn.tcp:
+        for address in alternates(turn.udp, turn.alternate_address, turn.alternate_port):
+            yield Endpoint("turn-alternate-udp", "turn", address), ("turn", "alternate_address")
+        for address in turn.tcp:
             yield Endpoint("turn-tcp", "turn", address), ("turn", "tcp")
-        for address in configuration.turn.tls:
+        for address in turn.tls:
             yield Endpoint("turn-tls", "turn", address), ("turn", "tls")
 
 
@@ -392,6 +396,7 @@ def _file_references(configuration: Configuration) -> Iterator[FileReference]:
 def _check(configuration: Configuration) -> None:
     """What single options cannot see. Raises ConfigurationError."""
     _check_listeners(configuration)
+    _check_alternates(configuration)
     _check_binds(configuration)
     _check_backends(configuration)
     _check_ranges(configuration)
@@ -444,6 +449,15 @@ def _check_listeners(configuration: Configuration) -> None:
             section="websocket",
             option="path",
             allowed="/...",
+        )
+
+
+def _check_alternates(configuration: Configuration) -> None:
+    turn = configuration.turn
+    found = fault(turn.udp, turn.alternate_address, turn.alternate_port) if turn is not None else None
+    if found is not None:
+        raise ConfigurationError(
+            found.problem, file=configuration.path, section="turn", option=found.option, allowed=found.allowed
         )
 
 

@@ -308,7 +308,7 @@ class Gateway:
         media = Media(
             configuration.turn,
             files,
-            Sockets(self._sockets("turn-udp"), self._sockets("turn-tcp"), self._sockets("turn-tls")),
+            Sockets(*map(self._sockets, ("turn-udp", "turn-tcp", "turn-tls", "turn-alternate-udp"))),
             self._guard,
             own_hosts=self._hosts,
             keys=[key.secret for key in self._secrets],

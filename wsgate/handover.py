@@ -21,7 +21,8 @@ STORE_ID = 0x77736762
 
 
 class Endpoint(NamedTuple):
-    """One socket that the supervisor opens: `kind` is listener, sip-udp, -tcp, -tls, or turn-udp, -tcp, -tls.
+    """One socket that the supervisor opens: `kind` is listener, sip-udp, -tcp, -tls, or turn-udp, -tcp, -tls,
+    -alternate-udp.
 
     `name` is that of the listener, else that of the section; `address` is as configured (port 0: any free one).
     """

@@ -25,6 +25,8 @@ from wsgate.net.turn_stream import TurnStreams
 from wsgate.settings import Switch
 from wsgate.turn.allocation import RelayAddress
 from wsgate.turn.auth import Credentials, HandedOut, Registrations, UserKeys, users_of_realm
+from wsgate.turn.discovery import Discovery
+from wsgate.turn.discovery import Place as PlaceOfSocket
 from wsgate.turn.peers import Peers
 from wsgate.turn.server import TurnServer, TurnSettings
 
@@ -35,6 +37,8 @@ class Sockets(NamedTuple):
     udp: list[socket.socket]
     tcp: list[socket.socket]
     tls: list[socket.socket]
+    alternate: list[socket.socket]
+    """For each of `alternate_address` three UDP sockets: the other port, the address, the address with that port."""
 
 
 class Place(NamedTuple):
@@ -82,7 +86,9 @@ class Media:
             counters=counters,
             calls=call_peers,
         )
-        self._relay = Relay(self.server, sockets.udp, tick=settings.relay_tick)
+        if sockets.alternate:
+            self.server.discovery = _discovery(sockets)
+        self._relay = Relay(self.server, [*sockets.udp, *sockets.alternate], tick=settings.relay_tick)
         self.streams = TurnStreams(self._relay, guard, counters)
         self._context: ServerContext | None = None
         if settings.certificate:
@@ -168,6 +174,17 @@ class Media:
             deny=settings.deny_peers,
             forbidden=self._forbidden,
         )
+
+
+def _discovery(sockets: Sockets) -> Discovery:
+    """RFC 5780 on the four UDP sockets of each family; their paths are those of the relay engine."""
+    first = len(sockets.udp)
+    names = [Address(*sock.getsockname()[:2]) for sock in (*sockets.udp, *sockets.alternate)]
+    families = []
+    for path in range(first, len(names), 3):
+        primary = names.index(Address(names[path].host, names[path + 1].port))
+        families.append([PlaceOfSocket(one, names[one]) for one in (primary, path, path + 1, path + 2)])
+    return Discovery(families)
 
 
 def uris_at(settings: TurnSettings, host: str, places: Iterable[Place]) -> tuple[str, ...]:

@@ -367,8 +367,9 @@ class Relay:
         if first > 3:
             self.counters.count("turn_garbage_dropped")
             return
-        data = bytes(self.buffer.view[: min(size, stun.DATAGRAM_BYTES_MAX + 1)])
-        self.apply(self.server.receive(data, Client(listener.path, Address(*source)), self._clock()))
+        bytes_max = self.server.datagram_bytes_max
+        data = bytes(self.buffer.view[: min(size, bytes_max + 1)])
+        self.apply(self.server.receive(data, Client(listener.path, Address(*source)), self._clock(), bytes_max))
 
     def tell_icmp(self, client: Client, peer: SocketAddress, icmp: stun.Icmp) -> None:
         """A Data indication with the ICMP attribute (RFC 8656 §11.5; rule P4); none of a port that is refused."""

@@ -29,6 +29,8 @@ from wsgate.turn.allocation import Allocation, Client, Effect, RelayAddress, Sen
 from wsgate.turn.allocator import Allocator, Limits
 from wsgate.turn.answers import Answers, Request, mapped_address
 from wsgate.turn.auth import REGISTERED_MARK, Accepted, Authenticator, Credentials, SecretHash, UnauthenticatedRate
+from wsgate.turn.discovery import DATAGRAM_BYTES_MAX as DISCOVERY_BYTES_MAX
+from wsgate.turn.discovery import Discovery
 from wsgate.turn.peers import Admittance, Peers
 from wsgate.turn.stun import MessageClass, Method
 
@@ -73,7 +75,8 @@ class TurnSettings:
     relay_address: tuple[str, ...] | None = option(None, auto(STRINGS))
     external_address: tuple[str, ...] = option((), STRINGS)
     relay_ports: tuple[int, int] = option((49152, 65535), PORT_RANGE)
-    alternate_address: str = option("", TEXT, later="RFC 5780 behaviour discovery")
+    alternate_address: tuple[str, ...] = option((), STRINGS)
+    alternate_port: int | None = option(None, auto(integer(1, 65535)))
     users: str = option("", TEXT)
     shared_secret: tuple[str, ...] = option((), STRINGS)
     shared_secret_file: str = option("", TEXT)
@@ -140,6 +143,8 @@ class TurnServer:
         self._authenticator = Authenticator(credentials, nonce_keys, settings.nonce_lifetime, unix_time)
         rate = UnauthenticatedRate(settings.unauthenticated_rate)
         self._answers = Answers(self._authenticator, rate, settings.software, counters)
+        self.discovery: Discovery | None = None
+        """Set where there is a second address (RFC 5780, rule S4)."""
         self.relay_addresses = tuple(relay_addresses)
         limits = Limits(settings.user_quota, settings.total_quota, settings.min_lifetime, settings.max_lifetime)
         self._allocator = Allocator(
@@ -159,6 +164,11 @@ class TurnServer:
     def allocations(self) -> int:
         """How many allocations there are."""
         return len(self._allocator)
+
+    @property
+    def datagram_bytes_max(self) -> int:
+        """The longest STUN message that is read from UDP (rule S1)."""
+        return stun.DATAGRAM_BYTES_MAX if self.discovery is None else DISCOVERY_BYTES_MAX
 
     @property
     def channel_numbers(self) -> range:
@@ -215,6 +225,8 @@ class TurnServer:
         except ProtocolError:
             self.counters.count("turn_malformed_dropped")
             return effects
+        if message.method != Method.BINDING or self.discovery is None or client.path not in self.discovery:
+            message.disown(stun.DISCOVERY_ATTRIBUTES)
         request = Request(message, client, now)
         if message.message_class is MessageClass.REQUEST:
             return effects + self._request(request)
@@ -264,9 +276,14 @@ class TurnServer:
             return self._answers.error(request, 400)
 
     def _binding(self, request: Request) -> list[Effect]:
-        """Answered without authentication and in at most 44 bytes (rule S4; RFC 8489 §10)."""
+        """Answered without authentication and in at most 44 bytes, in 116 to help discovery (rule S4; RFC 8489 §10)."""
         if request.message.unknown:
             return self._answers.unknown(request)
+        if self.discovery is not None and request.client.path in self.discovery:
+            try:
+                return self.discovery.binding(request, self._answers)
+            except ProtocolError:
+                return self._answers.error(request, 400)
         return self._answers.success(request, (mapped_address(request.client),))
 
     def _allocate(self, request: Request) -> list[Effect]:

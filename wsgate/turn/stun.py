@@ -12,7 +12,7 @@ import hmac
 import ipaddress
 import struct
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from wsgate.addr import Address
@@ -157,6 +157,18 @@ def _unpack_xor_address(value: bytes, transaction_id: bytes) -> Address:
     return Address(host, port ^ (MAGIC_COOKIE >> 16))
 
 
+def _pack_address(value: Address, _: bytes) -> bytes:
+    packed = host_bytes(value.host)
+    return struct.pack("!BBH", 0, Family.IPV4 if len(packed) == 4 else Family.IPV6, value.port) + packed
+
+
+def _unpack_address(value: bytes, _: bytes) -> Address:
+    _, family, port = struct.unpack_from("!BBH", value)
+    if (family, len(value)) not in ((Family.IPV4, 8), (Family.IPV6, 20)):
+        raise ValueError("neither an IPv4 nor an IPv6 address")
+    return Address(str(ipaddress.ip_address(value[4:])), port)
+
+
 def _fixed(layout: str) -> tuple[Callable[[int, bytes], bytes], Callable[[bytes, bytes], int]]:
     form = struct.Struct(layout)
     return lambda value, _: form.pack(value), lambda value, _: int(form.unpack(value)[0])
@@ -212,6 +224,7 @@ _INT32 = _fixed("!I")
 _FIRST_OF_4 = _fixed("!B3x")
 _FLAG = (lambda value, _: b"", lambda value, _: True)
 
+MAPPED_ADDRESS = Attribute(0x0001, "MAPPED-ADDRESS", _pack_address, _unpack_address)
 XOR_MAPPED_ADDRESS = Attribute(0x0020, "XOR-MAPPED-ADDRESS", _pack_xor_address, _unpack_xor_address)
 XOR_PEER_ADDRESS = Attribute(0x0012, "XOR-PEER-ADDRESS", _pack_xor_address, _unpack_xor_address)
 XOR_RELAYED_ADDRESS = Attribute(0x0016, "XOR-RELAYED-ADDRESS", _pack_xor_address, _unpack_xor_address)
@@ -260,6 +273,14 @@ ICMP: Attribute[Icmp] = Attribute(
     lambda value, _: Icmp(value[2] >> 1, (value[2] & 1) << 8 | value[3], int.from_bytes(value[4:8], "big")),
 )
 DONT_FRAGMENT: Attribute[bool] = Attribute(0x001A, "DONT-FRAGMENT", *_FLAG)
+CHANGE_REQUEST = Attribute(0x0003, "CHANGE-REQUEST", *_INT32)
+PADDING = Attribute(0x0026, "PADDING", *_opaque())
+RESPONSE_PORT = Attribute(0x0027, "RESPONSE-PORT", *_fixed("!H2x"))
+RESPONSE_ORIGIN = Attribute(0x802B, "RESPONSE-ORIGIN", _pack_address, _unpack_address)
+OTHER_ADDRESS = Attribute(0x802C, "OTHER-ADDRESS", _pack_address, _unpack_address)
+
+DISCOVERY_ATTRIBUTES = frozenset((CHANGE_REQUEST.number, PADDING.number, RESPONSE_PORT.number))
+"""What only a server with a second address understands (RFC 5780 §7; rule S4)."""
 
 ATTRIBUTES: dict[int, Attribute[Any]] = {row.number: row for row in vars().copy().values() if type(row) is Attribute}
 """Every attribute that is understood, by number; a comprehension-required one outside is unknown (rule S3)."""
@@ -296,11 +317,22 @@ class Message:
         if number not in self.unknown and len(self.unknown) < UNKNOWN_LISTED_MAX:
             self.unknown.append(number)
 
+    def disown(self, numbers: Collection[int]) -> None:
+        """Count attributes that are understood elsewhere as unknown here."""
+        for number, _ in self.values:
+            if number in numbers:
+                self.note_unknown(number)
+
     def _unpacked(self, attribute: Attribute[T], value: bytes) -> T:
         try:
             return attribute.unpack(value, self.transaction_id)
         except (ValueError, IndexError, struct.error) as problem:
             raise ProtocolError(f"{attribute.name} cannot be read") from problem
+
+    @property
+    def size_bytes(self) -> int:
+        """The length of the whole message."""
+        return len(self._data)
 
     @property
     def integrity(self) -> Integrity | None:
