@@ -208,6 +208,21 @@ def test_r6_d3_after_a_reconnect_calls_of_the_old_flow_reach_the_new_one_both_wa
     assert w.one(PBX).method == b"BYE"
 
 
+def test_d3_a_new_call_by_the_old_token_is_430_and_rings_on_no_other_flow() -> None:
+    """D3, B1, C3: the registrar calls the newer flow by its own binding; twice down one flow would be 482."""
+    w = world()
+    old = w.browser(port=1)
+    register(w, old)
+    w.edge.flow_closed(old.id, w.now)
+    new = w.browser(port=2)
+    register(w, new)
+    w.take()
+    route = f"Route: <sip:{old.token.decode()}@{GATE};lr;ob>"
+    w.from_backend(request("INVITE", OWN, route, via=f"SIP/2.0/UDP {PBX};branch=z9hG4bKy", to=ALICE))
+    assert w.take(new) == []
+    assert [message.status for message in w.take(PBX)][-1] == 430
+
+
 def test_d3_another_users_flow_inherits_nothing_and_off_means_off() -> None:
     for settings, contact, to in (
         ({}, CONTACT, "<sip:mallory@example.com>"),
