@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tests.edge_world import GATE, PBX, TOKENS, World, request, response
-from wsgate.addr import Address, Transport
+from wsgate.addr import Address, Transport, parse_network
 from wsgate.sip.flow import Flow
 from wsgate.sip.message import Message
 from wsgate.sip.targets import BackendSettings, ContactMode
@@ -206,6 +206,52 @@ def test_r6_d3_after_a_reconnect_calls_of_the_old_flow_reach_the_new_one_both_wa
     )
     w.from_browser(new, bye)
     assert w.one(PBX).method == b"BYE"
+
+
+def test_d3_one_who_leaves_a_shared_flow_takes_along_no_call_of_the_others() -> None:
+    """D3, W2: only flows registered for the same AOR inherit; behind another edge many users share a flow."""
+    w = world()
+    shared, new = w.browser(port=1), w.browser(port=2)
+    bobs = OWN.replace("k3x", "b0b")
+    users = ((ALICE, CONTACT, OWN), ("<sip:bob@example.com>", CONTACT.replace(OWN, bobs).replace(":1>", ":2>"), bobs))
+    for to, contact, _ in users:
+        register(w, shared, contact=contact, to=to)
+    register(w, new, contact=users[0][1], to=ALICE)
+    w.take()
+    for closed in (False, True):
+        if closed:
+            w.edge.flow_closed(shared.id, w.now)
+        for (to, _, uri), expected in zip(users, (new, None if closed else shared), strict=True):
+            route = f"Route: <sip:{shared.token.decode()}@{GATE};lr>"
+            via = f"SIP/2.0/UDP {PBX};branch=z9hG4bK{closed}{uri}"
+            w.from_backend(request("INFO", uri, route, via=via, to=f"{to};tag=1"))
+            if expected is None:
+                assert w.one().status == 480
+            else:
+                assert w.one(expected).uri == uri.encode()
+                assert w.sent == []
+
+
+def test_d3_the_calls_of_others_on_a_shared_flow_are_not_open_to_one_who_left() -> None:
+    """D3, W2: nor may the newer flow of one user speak in a call of another."""
+    w = world(direct_targets=((parse_network("198.51.100.50"), None),))
+    shared, new = w.browser(port=1), w.browser(port=2)
+    bobs = OWN.replace("k3x", "b0b")
+    register(w, shared)
+    register(w, shared, contact=CONTACT.replace(OWN, bobs).replace(":1>", ":2>"), to="<sip:bob@example.com>")
+    w.take()
+    w.from_browser(shared, request("INVITE", "sip:100@example.com", f"Contact: <{bobs}>", call_id="c1"))
+    invite = w.take(PBX)[0]
+    w.from_backend(response(invite, 200, "OK", "Contact: <sip:100@198.51.100.50>", to_tag="x1"))
+    [routes] = [m for m in w.take(shared) if m.status == 200]
+    register(w, new)
+    w.take()
+    route = "Route: " + ", ".join(value.decode() for value in reversed(routes.values(b"record-route")))
+    data = request("INFO", "sip:100@198.51.100.50", route, call_id="c1", cseq="2", to="<sip:bob@example.com>;tag=x1")
+    w.from_browser(new, data)
+    assert w.one(new).status == 403
+    w.from_browser(shared, data)
+    assert w.one(Address("198.51.100.50", 5060)).method == b"INFO"
 
 
 def test_d3_a_new_call_by_the_old_token_is_430_and_rings_on_no_other_flow() -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from wsgate.addr import Address, Hop, Transport
@@ -223,9 +223,12 @@ class Directory:
         key = self._key_of_handle.get(handle)
         return None if key is None else self._registrations.get(key)
 
-    def heir(self, flow: bytes) -> bytes | None:
-        """The open flow that took over from `flow` (D3), or None."""
-        for key in self._keys_of_flow.get(flow, ()):
+    def heir(self, flow: bytes, contact: bytes | None = None) -> bytes | None:
+        """The open flow that took over from `flow` (D3) for the client with this Contact URI, or None.
+
+        A flow on which all is registered for one AOR is inherited whatever the Contact, without `contact` any flow is.
+        """
+        for key in self._clients(flow, contact):
             newest = self._registrations[key].flow
             if newest != flow and newest in self._live:
                 return newest
@@ -239,11 +242,21 @@ class Directory:
                 found.update(self._flows_of_key[key])
         return found - {flow}
 
-    def superseded(self, old_flow: bytes, new_flow: bytes) -> bool:
-        """True when `new_flow` took over a registration that `old_flow` once had (D3, W2)."""
+    def superseded(self, old_flow: bytes, new_flow: bytes, contact: bytes | None = None) -> bool:
+        """True when `new_flow` took over a registration that `old_flow` once had (D3, W2); `contact` as for `heir`."""
         if old_flow == new_flow:
             return False
-        return any(self._registrations[key].flow == new_flow for key in self._keys_of_flow.get(old_flow, ()))
+        return any(self._registrations[key].flow == new_flow for key in self._clients(old_flow, contact))
+
+    def _clients(self, flow: bytes, contact: bytes | None) -> Collection[RegistrationKey]:
+        """Whose registrations count for a dialog: only those of one AOR inherit (D3).
+
+        Behind another edge many users share a flow, and one who moves away takes along no call of the others.
+        """
+        keys = self._keys_of_flow.get(flow, ())
+        if contact is None or len(keys) < 2 or len({key[0] for key in keys}) == 1:
+            return keys
+        return [key for key in keys if self._registrations[key].contact == contact]
 
     def _add_flow(self, key: RegistrationKey, flow: bytes, now: float) -> None:
         self._keys_of_flow.setdefault(flow, set()).add(key)

@@ -134,7 +134,7 @@ class Orphans:
     def _is_heard(self, side: Side) -> bool:
         if self._flows.get(side.flow) is not None:
             return True
-        heir = self._directory.heir(side.flow) if self._settings.flow_rebind else None
+        heir = self._directory.heir(side.flow, side.target) if self._settings.flow_rebind else None
         return heir is not None and self._flows.get(heir) is not None
 
     def _bye(self, found: Found, now: float) -> list[Effect]:

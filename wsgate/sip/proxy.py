@@ -294,7 +294,7 @@ class Proxy:
         flow = self._flows.get(token.connection)
         if self._settings.flow_rebind and message.to_tag:
             # Rule D3: the same client on a newer flow takes over the dialogs of the old one.
-            heir = self._directory.heir(token.connection)
+            heir = self._directory.heir(token.connection, message.uri)
             flow = (self._flows.get(heir) if heir is not None else None) or flow
         if flow is None:
             # Rules B1, T2: at once, and never as if it were forged.
@@ -350,7 +350,7 @@ class Proxy:
 
     def is_party(self, side: Side, flow: bytes) -> bool:
         """True when this side of a dialog sits on this flow, or on one that it superseded."""
-        return bool(side.flow) and (side.flow == flow or self._directory.superseded(side.flow, flow))
+        return bool(side.flow) and (side.flow == flow or self._directory.superseded(side.flow, flow, side.target))
 
     def _out_of_dialog(self, message: Message, flow: Flow, popped: Popped, now: float) -> Decision:
         uri = parse_uri(message.uri)
@@ -451,7 +451,7 @@ class Proxy:
         Raises ProtocolError.
         """
         if side.flow:
-            heir = self._directory.heir(side.flow) if self._settings.flow_rebind else None
+            heir = self._directory.heir(side.flow, side.target) if self._settings.flow_rebind else None
             flow = (self._flows.get(heir) if heir is not None else None) or self._flows.get(side.flow)
             return ToFlow(flow, 0) if flow is not None else None
         next_hop = side.routes[0] if side.routes else side.target
