@@ -391,6 +391,17 @@ def test_the_target_is_the_last_popped_token_that_is_not_the_arriving_flow():
     assert world.one(bob).method == b"BYE"
 
 
+def test_of_several_tokens_the_last_that_was_popped_leads():
+    """W2: what stands above it is ours and passed over, whosever it is."""
+    world, alice, bob, _ = two_browsers()
+    third = world.browser(port=40002)
+    place = "gate.example.org:443;transport=ws;lr"
+    routes = [f"Route: <sip:{flow.token.decode()}@{place}>" for flow in (third, bob, alice)]
+    to = "<sip:bob@example.com>;tag=b1"
+    world.from_browser(alice, request("INFO", "sip:bob@abc.invalid;transport=ws", *routes, to=to))
+    assert world.one(bob).method == b"INFO"
+
+
 def test_the_token_of_another_flow_outside_a_known_dialog_leads_nowhere():
     """W2: without To tag 403, unknown dialog 481, known but without this flow 403."""
     world, alice, bob, _ = two_browsers()

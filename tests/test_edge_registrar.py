@@ -345,3 +345,18 @@ def test_the_embedded_domain_is_no_way_in_for_strangers():
     world.phone("bob", port=40001)
     world.from_backend(backend_request("INVITE", "sip:bob@example.com"), PBX)
     assert world.one(PBX).status == 403
+
+
+def test_who_knows_a_call_gets_in_by_its_token_and_no_other_way():
+    """G1, N6: the tags and a token below a Route that is not ours open the location service to nobody."""
+    world = Office()
+    alice, bob = world.phone("alice"), world.phone("bob", port=40001)
+    world.call(alice)
+    invite = world.one(bob)
+    world.from_browser(bob, response(invite, 200, "OK", "Contact: <sip:bob40001@bob.invalid>", to_tag="b1"))
+    world.take()
+    routes = ("Route: <sip:203.0.113.99;lr>", f"Route: {invite.values(b'record-route')[0].decode()}")
+    tags = {"from": "<sip:alice@example.com>;tag=a1", "to": "<sip:bob@example.com>;tag=b1"}
+    world.from_backend(backend_request("INFO", "sip:bob@example.com", *routes, **tags), PBX)
+    assert world.one(PBX).status == 404
+    assert world.sent == []

@@ -165,6 +165,14 @@ def test_a_target_that_is_ourselves_is_skipped():
     assert world.asked == []
 
 
+def test_an_ack_skips_ourselves_too():
+    """N1: the ACK of a 2xx has no transaction that would try the next target."""
+    world = World({"example.com": [udp(GATE), udp()]})
+    flow = world.browser()
+    world.from_browser(flow, request("ACK", "sip:bob@example.com", to="<sip:bob@example.com>;tag=b1"))
+    assert world.one(PBX).method == b"ACK"
+
+
 def test_a_sips_request_uri_goes_to_secure_targets_only():
     """3261 §26.2.2."""
     secure = Target(Transport.TLS, SECOND, "tls.example.com")

@@ -443,6 +443,18 @@ def test_dead_bindings_go_first_oldest_first():
     assert office.contacts() == [b"sip:1@b", b"sip:2@b", b"sip:new@b"]
 
 
+def test_the_oldest_is_the_one_not_refreshed_for_longest():
+    """G2: not the one that was there first."""
+    office = Office(max_contacts=2)
+    for number, contact in enumerate((b"<sip:0@b>", b"<sip:1@b>", b"<sip:0@b>")):
+        office.now += 1
+        office.register(contact, flow=b"one", call_id=b"%d" % number)
+    office.directory.flow_closed(b"one", office.now)
+    office.directory.flow_opened(b"four")
+    answer = office.register(b"<sip:new@b>", flow=b"four", call_id=b"new")
+    assert [binding.contact for binding in answer.removed] == [b"sip:1@b"]
+
+
 def test_a_page_reloaded_many_times_never_meets_403():
     office = Office(max_contacts=2)
     for number in range(20):
