@@ -84,7 +84,10 @@ def uri_host(host: str) -> str:
 
 
 def canonical_host(host: str) -> str:
-    """An IP address in its one spelling (IPv4-mapped IPv6 as IPv4), a name in lower case without final dot."""
+    """An IP address in its one spelling (IPv4-mapped IPv6 as IPv4), a name in lower case without final dot.
+
+    The three colons in front of an IPv4 part that the grammar of RFC 3261 asked for count as two (RFC 5118 §4.10).
+    """
     if host[-1:].isalpha() and ":" not in host and "%" not in host:
         # Neither IPv6 nor IPv4: a name is told at once, without the cost of a failed parse.
         return host.lower().rstrip(".")
@@ -92,7 +95,7 @@ def canonical_host(host: str) -> str:
         # There is but one spelling of an IPv4 address, and most hosts are one.
         return host
     try:
-        return str(canonical_ip(ipaddress.ip_address(host.strip("[]").partition("%")[0])))
+        return str(canonical_ip(ipaddress.ip_address(host.strip("[]").partition("%")[0].replace(":::", "::"))))
     except ValueError:
         return host.lower().rstrip(".")
 
