@@ -14,7 +14,10 @@ PACKAGE = ROOT / "wsgate"
 
 FLOORS = {
     "words": "errors addr settings log metrics handover",
-    "codecs": "keys certificate ws/frames ws/handshake sip/headers sip/message sip/framing sip/sdp turn/stun",
+    "codecs": (
+        "keys certificate ws/frames ws/handshake"
+        " sip/headers sip/mending sip/message sip/edit sip/framing sip/sdp turn/stun"
+    ),
     "machines": (
         "guard credentials expiries call_peers directory bearer identity ws/connection"
         " sip/flow sip/names sip/rewriting sip/compose sip/digest sip/transaction_tables sip/transaction_messages"

@@ -6,8 +6,9 @@ import hashlib
 from typing import NamedTuple
 
 from wsgate.addr import Address, Hop
+from wsgate.sip.edit import Edit
 from wsgate.sip.flow import Flow, RandomBytes
-from wsgate.sip.message import Edit, Message
+from wsgate.sip.message import Message
 from wsgate.sip.names import Names, side_uri, via_value
 from wsgate.sip.rewriting import Changes
 

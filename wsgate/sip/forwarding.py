@@ -18,8 +18,9 @@ from wsgate.sip.calls import Calls
 from wsgate.sip.compose import LoopDetection
 from wsgate.sip.contexts import Branch, Context, Effect, Orphaned, Outcome, Retain, Stray
 from wsgate.sip.dead_targets import Place
+from wsgate.sip.edit import Edit
 from wsgate.sip.flow import Flow, FlowTokens, RandomBytes
-from wsgate.sip.message import Edit, Message, response_to, warning
+from wsgate.sip.message import Message, response_to, warning
 from wsgate.sip.names import Names
 from wsgate.sip.probes import Probe
 from wsgate.sip.proxy import Arrival, Backends, SipSettings

@@ -1,6 +1,6 @@
-"""A SIP message: the received bytes plus an index; an edit is a splice (RFC 3261 §7). Pure.
+"""A SIP message: the received bytes plus an index (RFC 3261 §7), and the answers made to one here. Pure.
 
-What is not edited leaves as it came. `Message.parse` finds the lines; values are parsed when somebody asks. A message
+`Message.parse` finds the lines; values are parsed when somebody asks. A message
 that can be indexed but breaks a rule carries the reason in `flaw`, so that the caller can still answer it with 400.
 """
 
@@ -18,9 +18,9 @@ from wsgate.sip.headers import (
     parse_cseq,
     parse_name_addr,
     parse_via,
-    split_spans,
     split_values,
 )
+from wsgate.sip.mending import has_nul, without_bare_line_ends
 
 MAX_HEADERS = 512
 """Header lines, broken ones included, that one message may have."""
@@ -107,7 +107,8 @@ class Message:
         """Index one whole message. Raises ProtocolError where not even the lines can be told apart.
 
         The body is what Content-Length says; bytes behind it are cut off (RFC 3261 §18.3). Without
-        Content-Length everything behind the blank line is the body.
+        Content-Length everything behind the blank line is the body. Of a message with bare CR or LF in its header
+        lines, which is only to be answered, `data` holds what can be used for that.
         """
         blank = data.find(b"\r\n\r\n")
         if blank < 0:
@@ -116,7 +117,13 @@ class Message:
         message.line_end = data.index(b"\r\n") + 2
         message.body_start = blank + 4
         message._read_start_line(data[: message.line_end - 2])
-        message._read_headers(blank + 2)
+        flaw = message.flaw
+        if message._read_headers(blank + 2):
+            head = without_bare_line_ends(data[: blank + 2], MAX_HEADERS)
+            if head is not None:
+                message = cls.parse(head + b"\r\n")
+                message.flaw = flaw or "bare CR or LF in a header line"
+                return message
         message._judge()
         return message
 
@@ -257,18 +264,21 @@ class Message:
         elif not is_token(self.method):
             self.flaw = "malformed method"
 
-    def _read_headers(self, end: int) -> None:
+    def _read_headers(self, end: int) -> bool:
+        """True when some line is no header line."""
         headers = self.headers
         first = self._first
         new = tuple.__new__
+        is_broken = False
         for number, found in enumerate(_HEADER.finditer(self.data, self.line_end, end)):
             if number >= MAX_HEADERS:
                 self.flaw = self.flaw or "too many header lines"
-                return
+                return is_broken
             name = found[1]
             if name is None:
                 # Step over the broken line, so that the rest can still serve to answer.
                 self.flaw = self.flaw or "malformed header line"
+                is_broken = True
                 continue
             name = name.lower()
             if len(name) == 1:
@@ -280,9 +290,13 @@ class Message:
             headers.append(header)
             if first.setdefault(name, header) is not header and name in _SINGLE:
                 self.flaw = self.flaw or f"more than one {name.decode()}"
+        return is_broken
 
     def _judge(self) -> None:
         if self.flaw:
+            return
+        if self.data.find(b"\0", 0, self.body_start) >= 0 and has_nul(self.data[: self.body_start]):
+            self.flaw = "NUL in a header line"
             return
         first = self._first
         for name in _REQUIRED:
@@ -317,105 +331,6 @@ class Message:
             raise ProtocolError("body shorter than Content-Length")
         if there > length:
             self.data = self.data[: self.body_start + length]
-
-
-class Edit:
-    """Splices over one message; `build` writes the new bytes. Each header may be touched by one kind of edit."""
-
-    __slots__ = ("_message", "_splices")
-
-    def __init__(self, message: Message) -> None:
-        self._message = message
-        self._splices: list[tuple[int, int, bytes]] = []
-
-    def request_uri(self, uri: bytes) -> None:
-        """Replace the Request-URI."""
-        start = len(self._message.method) + 1
-        self._splices.append((start, start + len(self._message.uri), uri))
-
-    def insert_first(self, name: bytes, *values: bytes) -> None:
-        """Put header lines on top: in front of the first of the same name, or behind the start line."""
-        first = self._message.first(name.lower())
-        place = self._message.line_end if first is None else first.start
-        text = b"".join(b"%b: %b\r\n" % (name, value) for value in values)
-        self._splices.append((place, place, text))
-
-    def append(self, name: bytes, value: bytes) -> None:
-        """Put a header line behind all others."""
-        place = self._message.body_start - 2
-        self._splices.append((place, place, b"%b: %b\r\n" % (name, value)))
-
-    def remove(self, name: bytes) -> None:
-        """Take away every header line called `name` (lower case)."""
-        self._splices += [(header.start, header.end, b"") for header in self._message.headers if header.name == name]
-
-    def replace(self, name: bytes, value: bytes) -> None:
-        """Give `name` this one value: in the first line of that name, further ones removed; appended when absent."""
-        first = True
-        lower = name.lower()
-        for header in self._message.headers:
-            if header.name == lower:
-                self._splices.append(
-                    (header.value_start, header.value_end, b" " + value) if first else (header.start, header.end, b"")
-                )
-                first = False
-        if first:
-            self.append(name, value)
-
-    def replace_first_value(self, name: bytes, value: bytes) -> None:
-        """Replace the topmost value of a list header (lower case name). Raises ProtocolError."""
-        for header in self._message.headers:
-            if header.name == name:
-                for start, end in split_spans(self._message.data[header.value_start : header.value_end]):
-                    self._splices.append((header.value_start + start, header.value_start + end, value))
-                    return
-
-    def replace_values(self, name: bytes, changed: Iterable[tuple[int, bytes]]) -> None:
-        """Replace single values of a list header by their number from the top (0 is first). Raises ProtocolError."""
-        wanted = dict(changed)
-        number = 0
-        for header in self._message.headers:
-            if header.name == name:
-                for start, end in split_spans(self._message.data[header.value_start : header.value_end]):
-                    if number in wanted:
-                        self._splices.append((header.value_start + start, header.value_start + end, wanted[number]))
-                    number += 1
-
-    def drop_values(self, name: bytes, count: int) -> None:
-        """Take `count` values of a list header (lower case name) off the top. Raises ProtocolError."""
-        for header in self._message.headers:
-            if count <= 0:
-                return
-            if header.name != name:
-                continue
-            spans = split_spans(self._message.data[header.value_start : header.value_end])
-            if len(spans) <= count:
-                self._splices.append((header.start, header.end, b""))
-            else:
-                self._splices.append((header.value_start, header.value_start + spans[count][0], b" "))
-            count -= len(spans)
-
-    def body(self, data: bytes) -> None:
-        """Replace the body; the caller sets Content-Length."""
-        self._splices.append((self._message.body_start, len(self._message.data), data))
-
-    def build(self) -> bytes:
-        """The edited message."""
-        if not self._splices:
-            return self._message.data
-        data = self._message.data
-        pieces = []
-        position = 0
-        for start, end, text in sorted(self._splices, key=_place):
-            pieces.append(data[position:start])
-            pieces.append(text)
-            position = end
-        pieces.append(data[position:])
-        return b"".join(pieces)
-
-
-def _place(splice: tuple[int, int, bytes]) -> tuple[int, int]:
-    return splice[:2]
 
 
 def response_to(

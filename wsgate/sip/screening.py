@@ -9,9 +9,10 @@ from wsgate.errors import ProtocolError
 from wsgate.log import escaped, logger
 from wsgate.metrics import Counters
 from wsgate.sip.dialogs import DialogTable
+from wsgate.sip.edit import Edit
 from wsgate.sip.flow import FlowTokens, Verdict
 from wsgate.sip.headers import parse_name_addr, with_parameters
-from wsgate.sip.message import MAX_HEADERS, Edit, Message
+from wsgate.sip.message import MAX_HEADERS, Message
 from wsgate.sip.proxy import Backends, SipSettings
 
 STRANGER_INTERVAL_SECONDS = 10.0
@@ -50,7 +51,7 @@ class Screening:
             self._counters.count("sip_malformed_dropped")
             logger.debug("dropped from %s: %s: %s", hop.address, error.reason, escaped(data))
             return None
-        if len(message.data) < len(data):
+        if len(message.data) < len(data) and not message.flaw:
             self._counters.count("sip_bytes_behind_body")
         if len(message.headers) > MAX_HEADERS - ADDED_LINES and not message.flaw:
             message.flaw = "too many header lines"

@@ -1,0 +1,107 @@
+"""Edits of a SIP message as splices over its bytes: what is not edited leaves as it came. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from wsgate.sip.headers import split_spans
+from wsgate.sip.message import Message
+
+
+class Edit:
+    """Splices over one message; `build` writes the new bytes. Each header may be touched by one kind of edit."""
+
+    __slots__ = ("_message", "_splices")
+
+    def __init__(self, message: Message) -> None:
+        self._message = message
+        self._splices: list[tuple[int, int, bytes]] = []
+
+    def request_uri(self, uri: bytes) -> None:
+        """Replace the Request-URI."""
+        start = len(self._message.method) + 1
+        self._splices.append((start, start + len(self._message.uri), uri))
+
+    def insert_first(self, name: bytes, *values: bytes) -> None:
+        """Put header lines on top: in front of the first of the same name, or behind the start line."""
+        first = self._message.first(name.lower())
+        place = self._message.line_end if first is None else first.start
+        text = b"".join(b"%b: %b\r\n" % (name, value) for value in values)
+        self._splices.append((place, place, text))
+
+    def append(self, name: bytes, value: bytes) -> None:
+        """Put a header line behind all others."""
+        place = self._message.body_start - 2
+        self._splices.append((place, place, b"%b: %b\r\n" % (name, value)))
+
+    def remove(self, name: bytes) -> None:
+        """Take away every header line called `name` (lower case)."""
+        self._splices += [(header.start, header.end, b"") for header in self._message.headers if header.name == name]
+
+    def replace(self, name: bytes, value: bytes) -> None:
+        """Give `name` this one value: in the first line of that name, further ones removed; appended when absent."""
+        first = True
+        lower = name.lower()
+        for header in self._message.headers:
+            if header.name == lower:
+                self._splices.append(
+                    (header.value_start, header.value_end, b" " + value) if first else (header.start, header.end, b"")
+                )
+                first = False
+        if first:
+            self.append(name, value)
+
+    def replace_first_value(self, name: bytes, value: bytes) -> None:
+        """Replace the topmost value of a list header (lower case name). Raises ProtocolError."""
+        for header in self._message.headers:
+            if header.name == name:
+                for start, end in split_spans(self._message.data[header.value_start : header.value_end]):
+                    self._splices.append((header.value_start + start, header.value_start + end, value))
+                    return
+
+    def replace_values(self, name: bytes, changed: Iterable[tuple[int, bytes]]) -> None:
+        """Replace single values of a list header by their number from the top (0 is first). Raises ProtocolError."""
+        wanted = dict(changed)
+        number = 0
+        for header in self._message.headers:
+            if header.name == name:
+                for start, end in split_spans(self._message.data[header.value_start : header.value_end]):
+                    if number in wanted:
+                        self._splices.append((header.value_start + start, header.value_start + end, wanted[number]))
+                    number += 1
+
+    def drop_values(self, name: bytes, count: int) -> None:
+        """Take `count` values of a list header (lower case name) off the top. Raises ProtocolError."""
+        for header in self._message.headers:
+            if count <= 0:
+                return
+            if header.name != name:
+                continue
+            spans = split_spans(self._message.data[header.value_start : header.value_end])
+            if len(spans) <= count:
+                self._splices.append((header.start, header.end, b""))
+            else:
+                self._splices.append((header.value_start, header.value_start + spans[count][0], b" "))
+            count -= len(spans)
+
+    def body(self, data: bytes) -> None:
+        """Replace the body; the caller sets Content-Length."""
+        self._splices.append((self._message.body_start, len(self._message.data), data))
+
+    def build(self) -> bytes:
+        """The edited message."""
+        if not self._splices:
+            return self._message.data
+        data = self._message.data
+        pieces = []
+        position = 0
+        for start, end, text in sorted(self._splices, key=_place):
+            pieces.append(data[position:start])
+            pieces.append(text)
+            position = end
+        pieces.append(data[position:])
+        return b"".join(pieces)
+
+
+def _place(splice: tuple[int, int, bytes]) -> tuple[int, int]:
+    return splice[:2]
