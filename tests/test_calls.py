@@ -20,6 +20,7 @@ from tests.edge_world import (
 )
 from tests.test_edge_embedded import Office
 from wsgate.call_peers import CallPeers
+from wsgate.sip.calls import GENERATIONS_MAX
 from wsgate.sip.flow import Flow
 from wsgate.sip.message import Message
 
@@ -116,9 +117,9 @@ def test_without_a_to_tag_or_with_a_body_of_another_kind_nothing_opens() -> None
     asked = world.invite()
     world.from_backend(response(asked, 183, "Progress", BOB, SDP, body=sdp(BOB_HOST)))
     world.from_backend(response(asked, 183, "Progress", BOB, "Content-Type: x/y", to_tag="b1", body=sdp(BOB_HOST)))
-    world.from_backend(
-        response(asked, 183, "Progress", BOB, SDP, "Content-Encoding: gzip", to_tag="b1", body=sdp(BOB_HOST))
-    )
+    encoded = (SDP, "Content-Encoding: gzip")
+    world.from_backend(response(asked, 183, "Progress", BOB, *encoded, to_tag="b1", body=sdp(NEW_HOST)))
+    assert len(world.take(world.flow)) == 3, "none of them was taken for a retransmission"
     assert world.open() == set()
 
 
@@ -131,6 +132,21 @@ def test_bye_ends_it() -> None:
     assert world.open() == set()
     assert len(world.peers.take_narrowed()) == 1
     assert len(world.peers) == 0
+
+
+def test_of_a_subscription_nothing_is_taken() -> None:
+    """Calls alone count, whatever other dialogs say."""
+    world = Backed()
+    world.from_browser(world.flow, request("SUBSCRIBE", "sip:bob@example.com", CONTACT, "Event: presence"))
+    asked = world.one(PBX)
+    ok = world.answer(asked, 200)
+    assert ok.status == 200
+    routes = f"Route: {routes_of(asked, is_caller=False)}"
+    uri = "sip:alice@abc.invalid;transport=ws"
+    to = "<sip:alice@example.com>;tag=a1"
+    world.from_backend(backend_request("INFO", uri, routes, FRAGMENT, body=fragment(NEW_HOST), to=to))
+    assert world.one(world.flow).method == b"INFO"
+    assert world.open() == set()
 
 
 def test_a_final_failure_ends_early_media() -> None:
@@ -192,6 +208,17 @@ def test_the_answer_to_an_offer_of_ours_may_move_the_media() -> None:
     assert world.open() == {NEW_HOST}
 
 
+def test_what_a_refused_offer_of_ours_showed_before_is_over() -> None:
+    world = Up()
+    data = world.call.request("INVITE", "sip:bob@198.51.100.7", CONTACT, SDP, body=sdp(ALICE_HOST))
+    world.from_browser(world.flow, data)
+    again = world.one(PBX)
+    world.from_backend(response(again, 183, "Progress", BOB, SDP, body=sdp(NEW_HOST)))
+    assert world.open() == {BOB_HOST, NEW_HOST}
+    world.from_backend(response(again, 488, "Not Acceptable"))
+    assert world.open() == {BOB_HOST}
+
+
 def test_an_answer_may_come_in_the_ack() -> None:
     """RFC 3264 §4: an INVITE without an offer; the 2xx offers, the ACK answers."""
     world = Up()
@@ -214,6 +241,22 @@ def test_trickled_candidates_count_until_ice_begins_anew() -> None:
     world.from_bob("INFO", fragment(NEW_HOST, "u2"), "4", FRAGMENT)
     world.alice_answers(arrived, 200, sdp(ALICE_HOST))
     assert world.open() == {BOB_HOST, NEW_HOST}
+
+
+def test_generations_and_candidates_that_are_trickled_have_a_limit() -> None:
+    world = Up()
+    (registration,) = world.directory.registrations_for(b"alice@example.com")
+    for number in range(GENERATIONS_MAX + 1):
+        many = b"".join(fragment(f"203.0.{number}.{host}", f"g{number}") for host in range(1, 101))
+        world.from_bob("INFO", many, str(2 * number + 1), FRAGMENT)
+        world.from_bob("INFO", many.replace(b"203.0.", b"203.9."), str(2 * number + 2), FRAGMENT)
+    is_open = {
+        (second, number): world.peers.allows_host(registration.id, f"203.{second}.{number}.7")
+        for second in (0, 9)
+        for number in range(GENERATIONS_MAX + 1)
+    }
+    # Of each generation the fragment that would be too many replaces those before it; the oldest generation is over.
+    assert is_open == {(second, number): second == 9 and number > 0 for second, number in is_open}
 
 
 def test_candidates_of_ones_own_never_count() -> None:
@@ -355,6 +398,66 @@ def test_two_accounts_of_one_connection_are_told_apart() -> None:
     world.call(caller="alice")
     world.answers(world.bob, world.ring(world.bob), 200, sdp(BOB_HOST))
     assert (world.open("alice"), world.open("carol")) == ({BOB_HOST}, set())
+
+
+def test_two_clients_of_one_user_on_one_connection_are_told_apart_by_their_contacts() -> None:
+    world = Two()
+    edge = world.browser(port=43000)
+    ids = []
+    for device in ("d1", "d2"):
+        contact = f'<sip:{device}@abc.invalid;transport=ws>;+sip.instance="<urn:uuid:{device}>";reg-id=1'
+        via = f"SIP/2.0/WSS abc.invalid;branch=z9hG4bKreg{device}"
+        world.from_browser(edge, world.registering("carol", contact, via=via))
+        assert world.one(edge).status == 200
+        known = world.directory.registrations_of(edge.id)
+        ids += [one.id for one in known if one.id not in ids]
+    contact = "Contact: <sip:d2@abc.invalid;transport=ws;ob>"
+    fields = {"from": "<sip:carol@example.com>;tag=a1", "to": "<sip:bob@example.com>"}
+    world.from_browser(edge, request("INVITE", "sip:bob@example.com", contact, SDP, body=sdp(ALICE_HOST), **fields))
+    world.answers(world.bob, world.ring(world.bob), 200, sdp(BOB_HOST))
+    assert [world.peers.allows_host(one, BOB_HOST) for one in ids] == [False, True]
+
+
+def test_the_aor_tells_who_is_meant_where_the_contact_does_not() -> None:
+    world = Two()
+    world.register_browser(world.alice, "carol", ';+sip.instance="<urn:uuid:d>";reg-id=1')
+    fields = {"from": "<sip:carol@example.com>;tag=a1", "to": "<sip:bob@example.com>"}
+    contact = "Contact: <sip:other@abc.invalid;transport=ws>"
+    data = request("INVITE", "sip:bob@example.com", contact, SDP, body=sdp(ALICE_HOST), **fields)
+    world.from_browser(world.alice, data)
+    world.answers(world.bob, world.ring(world.bob), 200, sdp(BOB_HOST))
+    assert (world.open("alice"), world.open("carol")) == (set(), {BOB_HOST})
+
+
+def test_an_update_before_the_answer_is_newer_than_the_invite() -> None:
+    """RFC 3311 §5.1."""
+    world = Two()
+    world.call()
+    arrived = world.ring(world.bob)
+    world.answers(world.bob, arrived, 183, sdp(BOB_HOST))
+    (progress,) = (message for message in world.take(world.alice) if message.status == 183)
+    fields = {"to": "<sip:bob@example.com>;tag=b1", "cseq": "2"}
+    route = f"Route: {routes_of(progress, is_caller=True)}"
+    contact = "Contact: <sip:alice-40000@abc.invalid;transport=ws>"
+    uri = "sip:alice@abc.invalid;transport=ws"
+    world.from_browser(world.alice, request("UPDATE", uri, route, contact, SDP, body=sdp(NEW_HOST), **fields))
+    world.answers(world.bob, world.ring(world.bob), 200, sdp(BOB_HOST))
+    assert world.open("bob") == {ALICE_HOST, NEW_HOST}
+    world.answers(world.bob, arrived, 200, sdp(BOB_HOST))
+    assert world.open("bob") == {NEW_HOST}
+
+
+def test_the_next_client_of_an_instance_has_the_offer_and_the_former_has_not() -> None:
+    """RFC 5626 §7: 430 from one flow, and the request goes to the next; here a registration with another reg-id."""
+    world = Two()
+    second = world.browser(port=42000)
+    world.register_browser(second, "bob", ';+sip.instance="<urn:uuid:b>";reg-id=2')
+    world.call()
+    arrived = world.ring(second)
+    assert world.open_through(second) == {ALICE_HOST}
+    world.answers(second, arrived, 430)
+    world.ring(world.bob)
+    assert (world.open_through(second), world.open_through(world.bob)) == (set(), {ALICE_HOST})
 
 
 def test_who_calls_himself_is_no_other_party() -> None:

@@ -147,6 +147,15 @@ def test_it_never_widens() -> None:
     assert tried(phone, 0x4001, Address("10.1.1.2", 4000)) == (403, 403, 0)
 
 
+def test_the_relays_host_named_in_allow_peers_is_no_relay_range() -> None:
+    world = CallWorld()
+    phone = world.registered()
+    world.server.peers = Peers(own_hosts=[RELAY], relay_ports=(50000, 50999), allow=(parse_network(RELAY),))
+    assert tried(phone, 0x4000, Address(RELAY, 4000)) == (0, 403, 0)
+    world.calls.open(ID, [Address(RELAY, 4000)])
+    assert tried(phone, 0x4000, Address(RELAY, 4000)) == (0, 0, 1)
+
+
 def test_any_asks_rule_p5_alone() -> None:
     world = CallWorld(PeerPolicy.ANY)
     phone = world.registered()

@@ -96,7 +96,6 @@ class Calls:
         message = branch.context.message
         if self._peers is None or (message.method not in OFFERERS and message.method != b"INFO"):
             return
-        self.branch_ended(branch)  # it went to another flow before (RFC 5626 §7)
         content, key = _content(message), self._key(message)
         if content is NOTHING or (key is None and message.to_tag):
             return

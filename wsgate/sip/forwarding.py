@@ -273,7 +273,7 @@ class Forwarding:
 
     def _give_up(self, branch: Branch, outcome: Outcome, now: float, effects: list[Effect]) -> None:
         branch.client = None
-        self._calls.branch_ended(branch)
+        self._calls.branch_ended(branch)  # the next way may lead to another client
         context = branch.context
         if not context.cancelled and not context.answered and self._attempts.next_target(branch, now, effects):
             return
