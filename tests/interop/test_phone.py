@@ -79,17 +79,17 @@ peer_policy = call
 class PhoneSystem:
     """The daemon with two listeners, three users and TURN over UDP, on loopback.
 
-    With `one_port` TURN is spoken on the port of the secure page and nowhere else.
+    With `one_port` TURN is spoken on the port of the secure page and nowhere else. `turn` are further lines of [turn].
     """
 
-    def __init__(self, directory: Path, *, one_port: bool = False) -> None:
+    def __init__(self, directory: Path, *, one_port: bool = False, turn: str = "") -> None:
         self.plain_port, self.secure_port, self.relayed_port = free_port(), free_port(), free_port()
         self._directory = directory
         self._ini = directory / "phone.ini"
         ports = {"plain": self.plain_port, "secure": self.secure_port, "relayed": self.relayed_port}
         relay = 61000 + 200 * secrets.randbelow(22)  # above what the kernel hands out, apart from other runs
         ports |= {"sip": free_port(), "turn": free_port(), "relay": relay, "relay_end": relay + 199}
-        text = INI.format(directory=directory, domain=DOMAIN, **ports)
+        text = INI.format(directory=directory, domain=DOMAIN, **ports) + turn
         if one_port:
             text = text.replace("tls = on\nturn = off", "tls = on\nturn = on").replace(
                 f"udp = 127.0.0.1:{ports['turn']}", "udp ="
@@ -207,6 +207,25 @@ def test_page_sip_and_media_on_one_port(browser: Chromium, tmp_path: Path) -> No
     finally:
         for phone in phones:
             phone.page.close()
+        system.stop()
+
+
+def test_media_without_turn_on_one_side(tmp_path: Path) -> None:
+    """Rule P6: the host candidates of the other page are open for the relay, on loopback with allow_peers (P5)."""
+    system = PhoneSystem(tmp_path, turn="allow_peers = 127.0.0.1/32\n")
+    try:
+        with Chromium(tmp_path, flags=["--allow-loopback-in-peer-connection"]) as browser:
+            alice = WebPhone(browser, system.plain, {"relay": "1"}).register("alice", PASSWORD)
+            bob = WebPhone(browser, system.plain, {"turn": SILENT_PORT}).register("bob", PASSWORD)
+            for caller, callee, name in ((alice, bob, "bob"), (bob, alice, "alice")):
+                caller.call(name)
+                callee.answer()
+                assert_call(caller, callee)
+                assert alice.stats()["localCandidate"] == "relay"
+                assert bob.stats()["localCandidate"] != "relay"
+                caller.hang_up()
+                callee.wait_message("hung-up")
+    finally:
         system.stop()
 
 

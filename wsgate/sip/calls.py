@@ -141,13 +141,14 @@ class Calls:
         if branch.flow is not None:
             clients -= self._receivers(branch.flow, branch, request)
         for shown in self._of(key, clients, makes=session is not None):
-            if session is not None and response.status < 200:
-                shown.offered = session
-            elif response.status >= 300:
+            # The answer may have come in a reliable 1xx, the 2xx is then without (RFC 3262 §5).
+            newest = session or shown.offered
+            if response.status < 200:
+                shown.offered = newest
+            elif response.status < 300 and newest is not None:
+                shown.accept(newest)
+            else:
                 shown.offered = None
-            elif response.status >= 200 and (session or shown.offered) is not None:
-                # The answer may have come in a reliable 1xx, the 2xx is then without (RFC 3262 §5).
-                shown.accept(session or shown.offered or Description(_NO_ADDRESSES, frozenset()))
         self._settle(key)
 
     def branch_ended(self, branch: Branch) -> None:
