@@ -36,6 +36,8 @@ RUNS = {
     "TLS, send": ["-y", "-s", "-t", "-S"],
     "DTLS, channels": ["-y", "-c", "-S"],
     "DTLS, send": ["-y", "-s", "-S"],
+    "mobile, channels": ["-y", "-c", "-M"],
+    "mobile, TCP": ["-y", "-c", "-t", "-M"],
 }
 IPV6_RUNS = {
     "UDP": ["-y", "-c", "-x"],
@@ -83,7 +85,12 @@ def outputs() -> dict[str, str]:
     port = str(free_port(PEER_HOST))
     peer = subprocess.Popen(["turnutils_peer", "-L", PEER_HOST, "-p", port], stdout=subprocess.DEVNULL)
     try:
-        options: dict[str, Any] = {"channel_range": "rfc5766", "unauthenticated_rate": 10**6, "user_quota": 500}
+        options: dict[str, Any] = {
+            "channel_range": "rfc5766",
+            "unauthenticated_rate": 10**6,
+            "user_quota": 500,
+            "mobility": True,
+        }
         with TurnProcess(allow=LOOPBACK, **options) as turn:
             runs = {name: Run(turn, "-r", port, *run) for name, run in RUNS.items()}
             return {name: run.output() for name, run in runs.items()}

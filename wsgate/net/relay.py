@@ -31,6 +31,7 @@ from wsgate.turn.allocation import (
     Effect,
     Join,
     OpenRelays,
+    Part,
     Permit,
     Reply,
     Revoke,
@@ -499,17 +500,31 @@ class Relay:
         relay = self._relays.pop(effect.relay)
         self._forget(relay.socket)
         relay.socket.close()
-        if relay.client is not None:
-            routes = self._paths[relay.client.path].routes
-            channels = routes.get(relay.client.address, {})
-            for number in relay.channels.values():
-                channels.pop(number, None)
-            if not channels:
-                routes.pop(relay.client.address, None)
+        self._leave(relay)
+
+    def _leave(self, relay: _RelaySocket) -> None:
+        """The client has nothing to do with a relay socket any more."""
+        if relay.client is None:
+            return
+        routes = self._paths[relay.client.path].routes
+        channels = routes.get(relay.client.address, {})
+        for number in relay.channels.values():
+            channels.pop(number, None)
+        if not channels:
+            routes.pop(relay.client.address, None)
+        relay.client = relay.reply = None
+
+    def _part(self, effect: Part) -> None:
+        self._leave(self._relays[effect.relay])
 
     def _join(self, effect: Join) -> None:
         relay = self._relays[effect.relay]
+        self._leave(relay)
         relay.client = effect.client
+        if relay.channels:
+            # The client has moved and brings its channels (rule E4).
+            channels = self._paths[effect.client.path].routes.setdefault(effect.client.address, {})
+            channels.update({number: (relay.socket.sendto, peer) for peer, number in relay.channels.items()})
         relay.reply = self._paths[effect.client.path].sendto
 
     def _permit(self, effect: Permit) -> None:
@@ -581,6 +596,7 @@ _APPLY: dict[type[Effect], Callable[[Relay, Any], list[Effect] | None]] = {
     OpenRelays: Relay._open_relays,
     CloseRelay: Relay._close_relay,
     Join: Relay._join,
+    Part: Relay._part,
     Permit: Relay._permit,
     Revoke: Relay._revoke,
     Bind: Relay._bind,

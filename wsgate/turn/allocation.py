@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from wsgate.addr import Address
@@ -63,6 +63,12 @@ class Join(NamedTuple):
     client: Client
 
 
+class Part(NamedTuple):
+    """The client of `relay` is gone and may come back elsewhere (RFC 8016): what arrives is dropped until a Join."""
+
+    relay: Address
+
+
 class Permit(NamedTuple):
     """Take data from any port of `host`."""
 
@@ -102,7 +108,7 @@ class SendToPeer(NamedTuple):
     dont_fragment: bool
 
 
-Effect = Reply | OpenRelays | CloseRelay | Join | Permit | Revoke | Bind | Unbind | SendToPeer
+Effect = Reply | OpenRelays | CloseRelay | Join | Part | Permit | Revoke | Bind | Unbind | SendToPeer
 
 
 class State(enum.Enum):
@@ -119,6 +125,7 @@ class Event(enum.Enum):
     OPENED = "opened"
     REFUSED = "refused"
     REFRESHED = "refreshed"
+    MOVED = "moved"
     ENDED = "ended"
 
 
@@ -126,6 +133,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.OPENING, Event.OPENED): State.ALLOCATED,  # RFC 8656 §7.2, the success answer
     (State.OPENING, Event.REFUSED): State.FREED,  # RFC 8656 §7.2, 508
     (State.ALLOCATED, Event.REFRESHED): State.ALLOCATED,  # RFC 8656 §8.2
+    (State.ALLOCATED, Event.MOVED): State.ALLOCATED,  # RFC 8016 §3.2.2
     (State.ALLOCATED, Event.ENDED): State.FREED,  # RFC 8656 §8.2 lifetime 0, §6 expiry; L4 its stream closed
 }
 
@@ -147,12 +155,14 @@ class Allocation:
         "client",
         "expires",
         "lifetime",
+        "mobile",
         "numbers",
         "permissions",
         "relays",
         "reserved",
         "reserved_until",
         "state",
+        "ticket",
         "token",
         "transaction_id",
         "user",
@@ -169,6 +179,8 @@ class Allocation:
         self.reserved_until = 0.0
         self.token = b""
         self.lifetime = lifetime
+        self.mobile = False
+        self.ticket = b""
         self.expires = 0.0
         self.armed = 0.0
         self.permissions: dict[str, float] = {}
@@ -178,6 +190,11 @@ class Allocation:
     def advance(self, event: Event) -> None:
         """Go where the table says. Raises KeyError for what it does not have."""
         self.state = TRANSITIONS[self.state, event]
+
+    def remember(self, transaction_id: bytes, effects: Iterable[Effect]) -> None:
+        """Keep the answer to the request that brought the allocation to its 5-tuple, for its retransmissions (L1)."""
+        self.transaction_id = transaction_id
+        self.answer = b"".join(effect.data for effect in effects if isinstance(effect, Reply))
 
     def relay_for(self, host: str) -> Address | None:
         """The relayed address of the peer's family."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from wsgate.addr import Address
+from wsgate.errors import ProtocolError
 from wsgate.metrics import Counters
 from wsgate.turn import stun
 from wsgate.turn.allocation import (
@@ -19,11 +20,13 @@ from wsgate.turn.allocation import (
     Event,
     Join,
     OpenRelays,
+    Part,
     Ports,
     RelayAddress,
     Reply,
 )
 from wsgate.turn.answers import Answers, Field, Request, error_code, mapped_address
+from wsgate.turn.mobility import Tickets
 from wsgate.turn.stun import ErrorCode, Family, Message, Method, family_of
 
 UDP_PROTOCOL = 17
@@ -68,7 +71,10 @@ class Allocator:
         answers: Answers,
         random_bytes: Callable[[int], bytes],
         counters: Counters,
+        tickets: Tickets | None = None,
     ) -> None:
+        """`tickets` where allocations may move (rule E4)."""
+        self._tickets = tickets
         self.held: Counter[str] = Counter()
         self._limits = limits
         self._answers = answers
@@ -105,6 +111,9 @@ class Allocator:
             if (allocation.transaction_id, allocation.user) == (message.transaction_id, user):
                 return [Reply(request.client, allocation.answer)]
             return self._answers.error(request, 437)
+        ticket = message.get(stun.MOBILITY_TICKET)
+        if ticket is not None and (self._tickets is None or ticket):
+            return self._answers.error(request, 405 if self._tickets is None else 400)
         transport = message.get(stun.REQUESTED_TRANSPORT)
         if transport != UDP_PROTOCOL:
             return self._answers.error(request, 400 if transport is None else 442)
@@ -115,6 +124,7 @@ class Allocator:
         if self.held[user] >= self._limits.user_quota or len(self) >= self._limits.total_quota:
             return self._answers.error(request, 486)
         allocation = Allocation(request.client, user, message.transaction_id, self.lifetime(message))
+        allocation.mobile = ticket is not None
         if token is not None:
             return self._redeem(request, allocation, token)
         present = tuple(family for family in families if family in self._relay_addresses)
@@ -174,8 +184,7 @@ class Allocator:
         """The allocation stands: remember it, join its addresses to the client, answer."""
         allocation.advance(Event.OPENED)
         allocation.expires = request.now + allocation.lifetime
-        self._allocations[request.client] = allocation
-        self._of_user.setdefault(allocation.user, {})[request.client] = allocation
+        self._enter(allocation)
         self.held[allocation.user] += 1
         self.arm(allocation)
         self._counters.count("turn_allocations_made")
@@ -184,8 +193,10 @@ class Allocator:
         fields += [stun.ADDRESS_ERROR_CODE(error) for error in errors]
         if allocation.token:
             fields.append(stun.RESERVATION_TOKEN(allocation.token))
+        if allocation.mobile and self._tickets is not None:
+            fields.append(stun.MOBILITY_TICKET(self._tickets.issue(allocation)))
         answer = self._answers.success(request, fields)
-        allocation.answer = b"".join(effect.data for effect in answer if isinstance(effect, Reply))
+        allocation.remember(request.message.transaction_id, answer)
         return [*(Join(relay, request.client) for relay in allocation.relays.values()), *answer]
 
     def relays_opened(self, relays: tuple[Address, ...], now: float) -> list[Effect]:
@@ -231,10 +242,49 @@ class Allocator:
             effects = self.free(allocation, request.now)
         return effects + self._answers.success(request, (stun.LIFETIME(lifetime),))
 
+    def move(self, request: Request, ticket: bytes) -> list[Effect]:
+        """Bring the allocation of a ticket to this 5-tuple, with all that is set on it (RFC 8016 §3.2.2; rule E4).
+
+        The ticket is spent by that; the answer brings the next.
+        """
+        if self._tickets is None:
+            return self._answers.error(request, 405)
+        here = self._allocations.get(request.client)
+        if here is not None:
+            if (here.transaction_id, here.user) == (request.message.transaction_id, request.user):
+                return [Reply(request.client, here.answer)]
+            return self._answers.error(request, 400)
+        try:
+            allocation = self._tickets.holder(ticket)
+        except ProtocolError:
+            self._counters.count("turn_tickets_forged")
+            return self._answers.error(request, 400)
+        if allocation is None or allocation.user != request.user:
+            return self._answers.error(request, 437 if allocation is None else 441)
+        family = request.message.get(stun.REQUESTED_ADDRESS_FAMILY)
+        lifetime = self.lifetime(request.message)
+        if (family is not None and family not in allocation.relays) or not lifetime:
+            return self.refresh(request, allocation)
+        allocation.advance(Event.MOVED)
+        self._leave(allocation)
+        allocation.client = request.client
+        self._enter(allocation)
+        allocation.expires = request.now + lifetime
+        self.arm(allocation)
+        self._counters.count("turn_allocations_moved")
+        fields = (stun.LIFETIME(lifetime), stun.MOBILITY_TICKET(self._tickets.issue(allocation)))
+        answer = self._answers.success(request, fields)
+        allocation.remember(request.message.transaction_id, answer)
+        return [*(Join(relay, request.client) for relay in allocation.relays.values()), *answer]
+
     def client_closed(self, client: Client, now: float) -> list[Effect]:
-        """The stream of `client` is gone: so is its allocation (rule L4)."""
+        """The stream of `client` is gone: so is its allocation (rule L4), if it cannot come back (rule E4)."""
         allocation = self._allocations.get(client)
-        return [] if allocation is None else self.free(allocation, now)
+        if allocation is None:
+            return []
+        if allocation.mobile:
+            return [Part(relay) for relay in allocation.relays.values()]
+        return self.free(allocation, now)
 
     def next_timer(self) -> float | None:
         """When `handle_timer` is to be called, None for not at all."""
@@ -283,17 +333,27 @@ class Allocator:
     def free(self, allocation: Allocation, now: float) -> list[Effect]:
         """End an allocation and give back everything it held (rule L4)."""
         allocation.advance(Event.ENDED)
-        del self._allocations[allocation.client]
-        del self._of_user[allocation.user][allocation.client]
+        self._leave(allocation)
+        if self._tickets is not None:
+            self._tickets.forget(allocation)
         self.held[allocation.user] -= 1
         if not self.held[allocation.user]:
             del self.held[allocation.user]
-            del self._of_user[allocation.user]
         effects = self._drop_reservation(allocation, now) if allocation.reserved is not None else []
         for relay in allocation.relays.values():
             self._rest(relay, allocation, now)
             effects.append(CloseRelay(relay))
         return effects
+
+    def _enter(self, allocation: Allocation) -> None:
+        self._allocations[allocation.client] = allocation
+        self._of_user.setdefault(allocation.user, {})[allocation.client] = allocation
+
+    def _leave(self, allocation: Allocation) -> None:
+        del self._allocations[allocation.client]
+        del self._of_user[allocation.user][allocation.client]
+        if not self._of_user[allocation.user]:
+            del self._of_user[allocation.user]
 
     def _drop_reservation(self, allocation: Allocation, now: float) -> list[Effect]:
         relay, allocation.reserved = allocation.reserved, None

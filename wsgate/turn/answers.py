@@ -16,6 +16,7 @@ REASONS = {
     400: "Bad Request",
     401: "Unauthenticated",
     403: "Forbidden",
+    405: "Mobility Forbidden",
     420: "Unknown Attribute",
     437: "Allocation Mismatch",
     438: "Stale Nonce",
@@ -26,7 +27,7 @@ REASONS = {
     486: "Allocation Quota Reached",
     508: "Insufficient Capacity",
 }
-"""RFC 8489 §14.8, RFC 8656 §19."""
+"""RFC 8489 §14.8, RFC 8656 §19, RFC 8016 §3.4."""
 
 Field = tuple[Attribute[Any], Any]
 

@@ -31,6 +31,7 @@ from wsgate.turn.answers import Answers, Request, mapped_address
 from wsgate.turn.auth import REGISTERED_MARK, Accepted, Authenticator, Credentials, SecretHash, UnauthenticatedRate
 from wsgate.turn.discovery import DATAGRAM_BYTES_MAX as DISCOVERY_BYTES_MAX
 from wsgate.turn.discovery import Discovery
+from wsgate.turn.mobility import Tickets
 from wsgate.turn.peers import Admittance, Peers
 from wsgate.turn.stun import MessageClass, Method
 
@@ -99,7 +100,7 @@ class TurnSettings:
     permissions_per_allocation: int = option(1024, integer(1, 65536))
     channels_per_allocation: int = option(1024, integer(1, 4096))
     unauthenticated_rate: int = option(4096, integer(128, 10**9))
-    mobility: bool = option(False, BOOLEAN, later="mobility tickets")
+    mobility: bool = option(False, BOOLEAN)
     oauth_keys: str = option("", TEXT, later="third-party tokens")
     software: str = option("", TEXT)
 
@@ -148,7 +149,13 @@ class TurnServer:
         self.relay_addresses = tuple(relay_addresses)
         limits = Limits(settings.user_quota, settings.total_quota, settings.min_lifetime, settings.max_lifetime)
         self._allocator = Allocator(
-            limits, self.relay_addresses, settings.relay_ports, self._answers, random_bytes, counters
+            limits,
+            self.relay_addresses,
+            settings.relay_ports,
+            self._answers,
+            random_bytes,
+            counters,
+            Tickets(random_bytes) if settings.mobility else None,
         )
 
     @property
@@ -290,6 +297,9 @@ class TurnServer:
         return self._allocator.allocate(request)
 
     def _refresh(self, request: Request) -> list[Effect]:
+        ticket = request.message.get(stun.MOBILITY_TICKET)
+        if ticket is not None:
+            return self._allocator.move(request, ticket)
         allocation = self._own_allocation(request)
         if isinstance(allocation, int):
             return self._answers.error(request, allocation)

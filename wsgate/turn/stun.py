@@ -273,6 +273,7 @@ ICMP: Attribute[Icmp] = Attribute(
     lambda value, _: Icmp(value[2] >> 1, (value[2] & 1) << 8 | value[3], int.from_bytes(value[4:8], "big")),
 )
 DONT_FRAGMENT: Attribute[bool] = Attribute(0x001A, "DONT-FRAGMENT", *_FLAG)
+MOBILITY_TICKET = Attribute(0x8030, "MOBILITY-TICKET", *_opaque())
 CHANGE_REQUEST = Attribute(0x0003, "CHANGE-REQUEST", *_INT32)
 PADDING = Attribute(0x0026, "PADDING", *_opaque())
 RESPONSE_PORT = Attribute(0x0027, "RESPONSE-PORT", *_fixed("!H2x"))
