@@ -143,6 +143,16 @@ def test_expires_0_forgets_the_registration_and_a_star_all_of_them():
     assert world.edge.registered(flow.id) == []
 
 
+def test_what_the_2xx_does_not_list_is_not_registered():
+    """R4; 3261 §10.3 step 8: it lists every binding. A 2xx without any Contact says nothing against it."""
+    world = World()
+    flow = world.browser()
+    for cseq, others, count in (("1", (), 1), ("2", ("Contact: <sip:desk@198.51.100.50>;expires=60",), 0)):
+        world.from_browser(flow, registering(cseq=cseq))
+        world.from_backend(response(world.one(PBX), 200, "OK", *others, to_tag="t"))
+        assert len(world.edge.registered(flow.id)) == count
+
+
 def test_a_provisional_answer_to_a_register_registers_nothing():
     """R4: on 2xx."""
     world = World()
