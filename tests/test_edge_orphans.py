@@ -57,6 +57,21 @@ def test_d4_a_caller_that_vanishes_while_it_rings_is_cancelled_after_orphan_grac
     assert cancel.header(b"reason") is not None
 
 
+def test_d4_no_bye_before_the_call_is_taken() -> None:
+    """D4: BYE is for an established dialog, however short its grace; what rings is cancelled."""
+    w = World(orphan_grace=2.0, reconnect_grace=1.0)
+    flow = w.browser()
+    message = invite(w, flow)
+    w.from_backend(response(message, 180, "Ringing", f"Contact: <sip:bob@{PBX}>", to_tag="b1"))
+    assert w.edge.counts()["dialogs"] == 1
+    w.apply(w.edge.flow_closed(flow.id, w.now))
+    w.take()
+    w.move(1.5)
+    assert w.take() == []
+    w.move(0.6)
+    assert w.one(PBX).method == b"CANCEL"
+
+
 def test_d4_a_2xx_that_still_comes_is_acknowledged_each_time_and_hung_up_once() -> None:
     w = World()
     flow = w.browser()
