@@ -316,6 +316,9 @@ class BackendSockets:
                 del self._incoming[hop.address.host]
             self._strangers -= not stream.is_trusted
         self._counters.count("sip_connections_ended")
+        if stream.was_malformed:
+            # Table A: without a border there is no further message, and nothing that could be answered on it.
+            self._counters.count("sip_malformed_streams")
         logger.debug("%s connection of %s ended: %s", hop.transport.value, hop.address, reason)
         if stream.local.port:
             self._fail_later(hop, reason)

@@ -49,6 +49,8 @@ class Peer(NamedTuple):
 class BackendStream:
     """One connection; `hop` carries its id. `heard_at` is when bytes came last, `used_at` when a message passed.
 
+    `was_malformed` says of one that ended that its peer's bytes could not be cut into messages.
+
     Its owner is told `received(stream, message)` and `opened(stream)` from its greenlet, and `ended(stream, reason)`
     once, from wherever the end was noticed.
     """
@@ -69,6 +71,7 @@ class BackendStream:
         self.heard_at = self.used_at = now()
         self.is_trusted = True
         self.may_be_alias = False
+        self.was_malformed = False
         self.alias: tuple[Transport, Address] | None = None
         self._limits = limits
         self._websocket = websocket
@@ -273,6 +276,7 @@ class BackendStream:
         for message in step.messages:
             self._received(self, message)
         if step.end:
+            self.was_malformed = step.is_malformed
             self.end(step.end)
 
     def _write(self, data: bytes) -> None:
