@@ -70,6 +70,7 @@ def test_a_browser() -> None:
         (b"c=IN IP4 pbx.example.com\nm=audio 5000 RTP/AVP 0\n", set()),
         (b"c=IN IP4 0.0.0.0\nm=audio 5000 RTP/AVP 0\n", set()),
         (b"c=IN IP6 ::\nm=audio 5000 RTP/AVP 0\n", set()),
+        (b"c=IN IP4 192.0.2.1]\nm=audio 5000 udp x\nm=audio 5000 udp x\nc=IN IP4 [192.0.2.1\n", set()),
         (b"c=ATM NSAP 47\nm=audio 5000 RTP/AVP 0\n", set()),
         (b"c=IN IP4 192.0.2.01\nm=audio 5000 RTP/AVP 0\n", set()),
         (b"c=IN IP4 192.0.2.1\nm=audio 70000 RTP/AVP 0\nm=audio -5 RTP/AVP 0\nm=\nm=audio\n", set()),

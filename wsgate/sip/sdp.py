@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import NamedTuple
 
-from wsgate.addr import ANY_PORT, Address, canonical_ip
+from wsgate.addr import ANY_PORT, Address, canonical_ip, is_numeric
 
 BODY_BYTES_MAX = 65536
 """A longer body is not read."""
@@ -215,7 +215,11 @@ def _host(text: bytes) -> str:
     if len(text) > 45 or b"%" in text:
         return ""
     try:
-        address = canonical_ip(ipaddress.ip_address(text.decode("ascii")))
+        host = text.decode("ascii")
+        if b":" not in text:
+            # In brackets is_numeric would let it pass.
+            return host if host[-1:].isdigit() and host[:1].isdigit() and is_numeric(host) and host != "0.0.0.0" else ""
+        address = canonical_ip(ipaddress.IPv6Address(host))
     except ValueError:
         return ""
     return "" if address.is_unspecified else str(address)

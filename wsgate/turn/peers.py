@@ -183,7 +183,7 @@ class Admittance:
             return False
         if self._calls is None:
             return True
-        host = canonical_host(host)
+        host = canonical_host(host) if ":" in host else host
         return self.peers.is_relay_host(host) or self._calls.allows_host(_registration(user), host)
 
     def port_allowed(self, user: str, host: str, port: int) -> bool:
@@ -192,7 +192,7 @@ class Admittance:
             return False
         if self._calls is None:
             return True
-        host = canonical_host(host)
+        host = canonical_host(host) if ":" in host else host
         return self.peers.is_relay(host, port) or self._calls.allows(_registration(user), host, port)
 
     def allowed(self, user: str, peer: Address) -> bool:
