@@ -204,8 +204,18 @@ def test_options_of_features_that_are_not_there_say_so():
 
 def test_what_serves_nobody_is_said():
     assert any("no SIP domain is served" in notice for notice in read("").notices)
-    assert any("nobody can relay" in notice for notice in read("[turn]\n").notices)
-    assert not any("nobody can relay" in notice for notice in read("[turn]\nusers = u\n").notices)
+    nobody = "[turn]\ncredentials_with_register = off\n"
+    assert any("STUN alone is served" in notice for notice in read(nobody).notices)
+    assert not any("STUN alone is served" in notice for notice in read(nobody + "users = u\n").notices)
+    assert not any("STUN alone is served" in notice for notice in read("[turn]\n").notices), "who registers can (A5)"
+
+
+def test_a_peer_policy_that_knows_no_calls_is_said():
+    """Rule P6 speaks of credentials that came with a registration."""
+    assert not any("peer_policy" in notice for notice in read("[turn]\npeer_policy = call\n").notices)
+    without = "[turn]\nusers = u\ncredentials_with_register = off\n"
+    assert any("peer_policy" in notice for notice in read(without + "peer_policy = call\n").notices)
+    assert not any("peer_policy" in notice for notice in read(without).notices)
 
 
 def test_a_relay_engine_that_is_not_there_is_said():

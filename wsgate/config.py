@@ -40,7 +40,7 @@ from wsgate.sip.proxy import SipSettings
 from wsgate.sip.registrar import MEMORY, RegistrarSettings
 from wsgate.sip.targets import EMBEDDED, BackendSettings
 from wsgate.turn.alternates import alternates, fault
-from wsgate.turn.server import RelayEngine, TurnSettings
+from wsgate.turn.server import PeerPolicy, RelayEngine, TurnSettings
 from wsgate.ws.connection import WebSocketSettings
 
 T = TypeVar("T")
@@ -313,10 +313,17 @@ def _completed(configuration: Configuration, notices: list[str]) -> Configuratio
     turn = configuration.turn if configuration.turn is not None and configuration.turn.enabled else None
     if turn is not None:
         turn = _turn_with_certificate(turn, listeners.get(configuration.tls_listener))
-    if turn is not None and not (turn.users or turn.shared_secret or turn.shared_secret_file):
-        notices.append(
-            f"{configuration.path} [turn]: neither users nor a shared secret: nobody can relay, STUN alone is served"
-        )
+    if turn is not None and not turn.credentials_with_register:
+        if not (turn.users or turn.shared_secret or turn.shared_secret_file):
+            notices.append(
+                f"{configuration.path} [turn]: no users, no shared secret, no credentials_with_register: nobody can"
+                " relay, STUN alone is served"
+            )
+        if turn.peer_policy is PeerPolicy.CALL:
+            notices.append(
+                f"{configuration.path} [turn] peer_policy: without credentials_with_register no call is known to allow"
+                " anything: clients of this server reach each other alone"
+            )
     if turn is not None and turn.relay_engine is RelayEngine.COMPILED:
         notices.append(
             f"{configuration.path} [turn] relay_engine: this version has no compiled engine; the pure one relays"
