@@ -195,9 +195,8 @@ def test_a_file_without_a_listener_serves_nobody():
 
 
 def test_options_of_features_that_are_not_there_say_so():
-    notices = read("[wsgate]\nworkers = 4\n[trace]\nhep = 192.0.2.1:9060\npcap =\n").notices
+    notices = read("[trace]\nhep = 192.0.2.1:9060\npcap =\n").notices
     assert [notice.removeprefix("/etc/wsgate/wsgate.ini ") for notice in notices if "no effect" in notice] == [
-        "[wsgate] workers: no effect: this version does not have several workers (one is started) yet",
         "[trace] hep: no effect: this version does not have tracing to a collector yet",
     ]
 

@@ -19,9 +19,10 @@ FLOORS = {
         " sip/headers sip/mending sip/message sip/edit sip/framing sip/sdp turn/stun"
     ),
     "machines": (
-        "guard credentials expiries call_peers directory bearer identity ws/connection"
-        " sip/flow sip/names sip/rewriting sip/compose sip/digest sip/transaction_tables sip/transaction_messages"
-        " sip/transaction_effects sip/transaction_timers sip/transaction sip/targets sip/location sip/dead_targets"
+        "guard credentials expiries call_peers directory sharing bearer identity ws/connection"
+        " sip/flow sip/names sip/rewriting sip/digest sip/transaction_tables sip/transaction_messages"
+        " sip/transaction_effects sip/transaction_timers sip/transaction sip/targets sip/siblings"
+        " sip/compose sip/location sip/dead_targets"
         " sip/dialogs sip/gruu sip/location_service sip/contacts"
         " sip/registration sip/registrar sip/proxy sip/tracking sip/contexts sip/calls sip/connections sip/probes"
         " sip/attempts sip/forwarding sip/screening"
@@ -32,11 +33,11 @@ FLOORS = {
     "net": (
         "net/clock net/tls net/readers net/stream net/datagram net/forwarded net/upgrade net/port net/listener"
         " net/nameserver net/resolver net/keep_alive net/backend_codec net/backend_stream net/backend"
-        " net/relay net/turn_stream net/dtls"
+        " net/relay net/turn_stream net/dtls net/mesh"
     ),
-    "assembly": "config web statefile signalling media store gateway",
+    "assembly": "config crew web statefile signalling media store gateway",
     "process": (
-        "userfile control daemon plan sockets databases supervisor worker"
+        "userfile control daemon plan sockets databases worker_process supervisor worker"
         " turn_link turn_test turn_credentials turn_commands cli __main__"
     ),
 }

@@ -7,7 +7,7 @@ import pytest
 from wsgate import daemon
 from wsgate.control import MAX_TEXT_CHARACTERS, pair
 from wsgate.errors import StartError
-from wsgate.supervisor import RestartDelay
+from wsgate.worker_process import RestartDelay
 
 
 def test_a_worker_that_keeps_dying_young_is_started_ever_later():

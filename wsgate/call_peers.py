@@ -34,12 +34,23 @@ class CallPeers:
     def __init__(self) -> None:
         self._open: dict[str, _Open] = {}
         self._narrowed: set[str] = set()
+        self._elsewhere: dict[str, dict[int, frozenset[Address]]] = {}
+        self.told: dict[str, None] | None = None
+        """Registrations for which something changed at this worker, since somebody who tells the others emptied it."""
 
     def __len__(self) -> int:
         return len(self._open)
 
     def open(self, registration: str, addresses: Iterable[Address]) -> frozenset[Address]:
         """Allow these, port ANY_PORT for all of a host. Returns what is to be closed again, which may be less."""
+        self._tell(registration)
+        return self._allow(registration, addresses)
+
+    def _tell(self, registration: str) -> None:
+        if self.told is not None:
+            self.told[registration] = None
+
+    def _allow(self, registration: str, addresses: Iterable[Address]) -> frozenset[Address]:
         found = self._open.get(registration) or _Open()
         taken = set()
         for address in addresses:
@@ -53,6 +64,10 @@ class CallPeers:
 
     def close(self, registration: str, addresses: Iterable[Address]) -> None:
         """Take back what `open` returned."""
+        self._tell(registration)
+        self._disallow(registration, addresses)
+
+    def _disallow(self, registration: str, addresses: Iterable[Address]) -> None:
         found = self._open.get(registration)
         if found is None:
             return
@@ -75,6 +90,39 @@ class CallPeers:
         if found is None:
             return False
         return (host, port) in found.addresses or (host, ANY_PORT) in found.addresses
+
+    # Workers among each other
+
+    def learn(self, worker: int, registration: str, addresses: frozenset[Address]) -> None:
+        """All that the calls at another worker allow for this registration now."""
+        by_worker = self._elsewhere.pop(registration, {})
+        known = by_worker.pop(worker, frozenset())
+        opened = self._allow(registration, addresses - known)
+        self._disallow(registration, known - addresses)
+        now_open = (known & addresses) | opened
+        if now_open:
+            by_worker[worker] = now_open
+        if by_worker:
+            self._elsewhere[registration] = by_worker
+
+    def learn_restart(self, worker: int) -> None:
+        """Another worker begins anew: it knows of no calls."""
+        for registration in [one for one, by_worker in self._elsewhere.items() if worker in by_worker]:
+            self.learn(worker, registration, frozenset())
+
+    def everybody(self) -> list[str]:
+        """The registrations for which something is open."""
+        return list(self._open)
+
+    def opened_here(self, registration: str) -> list[Address]:
+        """What the calls at this worker allow for this registration."""
+        found = self._open.get(registration)
+        if found is None:
+            return []
+        elsewhere: Counter[Address] = Counter()
+        for addresses in self._elsewhere.get(registration, {}).values():
+            elsewhere.update(addresses)
+        return [address for address, number in found.addresses.items() if number > elsewhere[address]]
 
     def take_narrowed(self) -> set[str]:
         """The registrations for which something was closed since this was last asked."""

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from wsgate.addr import Address, Network, canonical_host
 from wsgate.errors import ConfigurationError
 from wsgate.guard import LimitSettings
-from wsgate.handover import Endpoint, FileReference
+from wsgate.handover import Endpoint, FileReference, state_name
 from wsgate.identity import IdentitySettings
 from wsgate.net.listener import ListenerSettings
 from wsgate.net.resolver import ResolverSettings
@@ -53,6 +53,10 @@ MAX_INI_BYTES = 4 * 1024 * 1024
 """An ini file beyond this is refused: somebody named the wrong file."""
 
 
+MAX_WORKERS = 256
+"""More would help nobody; the token has room for 65536 (rule T1)."""
+
+
 def _name(text: str) -> str:
     if not text:
         raise ValueError("it must not be empty")
@@ -75,7 +79,7 @@ class LogLevel(enum.Enum):
 class ProcessSettings:
     """[wsgate]"""
 
-    workers: int = option(1, integer(1, 256), later="several workers (one is started)")
+    workers: int = option(1, integer(1, MAX_WORKERS))
     user: str | None = option(None, auto(TEXT))
     group: str | None = option(None, auto(TEXT))
     pidfile: str = option("", TEXT)
@@ -141,7 +145,7 @@ class Configuration:
         return next((name for name, listener in self.listeners.items() if listener.tls is not Switch.OFF), "")
 
     def endpoints(self) -> tuple[Endpoint, ...]:
-        """Every socket of this configuration, in the order of the file."""
+        """Every socket of this configuration, worker by worker, in the order of the file."""
         return tuple(endpoint for endpoint, _ in _endpoints(self))
 
     def places(self) -> tuple[str, ...]:
@@ -157,8 +161,10 @@ class Configuration:
         return tuple(seen.values())
 
     def states(self) -> tuple[FileReference, ...]:
-        """Every file that a worker writes: opened by the supervisor, made when missing."""
-        return (FileReference("sip", "state_file", self.sip.state_file),) if self.sip.state_file else ()
+        """Every file that a worker writes, one for each: opened by the supervisor, made when missing."""
+        name = self.sip.state_file
+        numbers = range(self.process.workers) if name else ()
+        return tuple(FileReference("sip", "state_file", state_name(name, number)) for number in numbers)
 
     def databases(self) -> tuple[FileReference, ...]:
         """Every database that a worker writes: made by the supervisor when missing, the worker's user's own."""
@@ -358,7 +364,16 @@ def _turn_with_certificate(turn: TurnSettings, listener: ListenerSettings | None
 
 
 def _endpoints(configuration: Configuration) -> Iterator[tuple[Endpoint, tuple[str, str]]]:
-    """Every socket with the section and option that asks for it."""
+    """Every socket of every worker with the section and option that asks for it."""
+    for number in range(configuration.process.workers):
+        for endpoint, place in _endpoints_of_one(configuration):
+            address = endpoint.address
+            if not endpoint.shared and address.port:
+                address = address._replace(port=address.port + number)
+            yield endpoint._replace(address=address, worker=number), place
+
+
+def _endpoints_of_one(configuration: Configuration) -> Iterator[tuple[Endpoint, tuple[str, str]]]:
     for name, listener in configuration.listeners.items():
         for address in listener.bind:
             yield Endpoint("listener", name, address), (f"listener {name}", "bind")
@@ -488,6 +503,16 @@ def _check_binds(configuration: Configuration) -> None:
         )
     taken: list[tuple[Endpoint, str]] = []
     for endpoint, (section, option_name) in _endpoints(configuration):
+        if endpoint.worker and endpoint.shared:
+            continue
+        if endpoint.address.port > 65535:
+            raise ConfigurationError(
+                f"worker {endpoint.worker} would need port {endpoint.address.port}",
+                file=path,
+                section=section,
+                option=option_name,
+                allowed="a port with room for one more for each further worker ([wsgate] workers)",
+            )
         try:
             ipaddress.ip_address(endpoint.address.host)
         except ValueError:
@@ -555,6 +580,15 @@ def _check_ranges(configuration: Configuration) -> None:
     if turn.private_key and not turn.certificate:
         problem = "a private key needs its certificate"
         raise ConfigurationError(problem, file=path, section="turn", option="certificate", allowed="a PEM file")
+    workers = configuration.process.workers
+    if workers > 1 and turn.relay_ports[1] - turn.relay_ports[0] < 2 * workers:
+        raise ConfigurationError(
+            f"{workers} workers cannot share so few ports",
+            file=path,
+            section="turn",
+            option="relay_ports",
+            allowed="at least three for each worker ([wsgate] workers)",
+        )
     if turn.min_lifetime > turn.max_lifetime:
         raise ConfigurationError("min_lifetime is above max_lifetime", file=path, section="turn", option="min_lifetime")
     for option_name in ("relay_address", "external_address"):

@@ -1,9 +1,11 @@
 """What the workers know of each other's flows, registrations and bindings (DESIGN.md, Processes). Pure.
 
-With one worker it is a set of dictionaries; every call is synchronous and never blocks. Three kinds of things live
-here:
+It is a set of dictionaries; every call is synchronous and never blocks. With several workers each has its own, notes
+in `told` what changed in it, and learns what changed in theirs (`learn_...`; sharing.py has the words for it). Three
+kinds of things live here:
 
-- *flows*: which browser connections are open, and since when a closed one is gone;
+- *flows*: which browser connections are open, and since when a closed one is gone; of the other workers' those that
+  something is registered through;
 - *registrations*: who registered where through which flow, whatever registrar said yes (R4, R6, D3, W2);
 - *bindings*: the location service of the embedded registrar (RFC 3261 §10.3, rules G2 and G6).
 """
@@ -31,6 +33,31 @@ MAX_LIFETIME_SECONDS = 30 * 86400
 
 RegistrationKey = tuple[bytes, bytes, int]
 """AOR, instance, reg-id; or AOR, Contact URI, -1 where the client gives no instance (D3)."""
+
+
+BindingKey = tuple[bytes, bytes, int, bytes]
+"""AOR, instance, reg-id, empty where outbound is used, else AOR, empty, 0, Contact URI: one Contact of an AOR (G2)."""
+
+
+class Registered(NamedTuple):
+    """Something happened to the registration with this key."""
+
+    key: RegistrationKey
+
+
+class Bound(NamedTuple):
+    """Something happened to the binding with this key."""
+
+    key: BindingKey
+
+
+class Gone(NamedTuple):
+    """A flow was closed that something is registered through."""
+
+    flow: bytes
+
+
+Change = Registered | Bound | Gone
 
 
 class Registration(NamedTuple):
@@ -79,6 +106,11 @@ class Binding(NamedTuple):
     display: bytes = b""
     q: float = 1.0
 
+    @property
+    def key(self) -> BindingKey:
+        """What tells it from the others of its AOR."""
+        return (self.aor, self.instance, self.reg_id, b"") if self.reg_id else (self.aor, b"", 0, self.contact)
+
 
 def registration_key(aor: bytes, instance: bytes, reg_id: int, contact: bytes) -> RegistrationKey:
     """AOR, instance and reg-id; AOR and Contact URI where a client gives no instance (D3)."""
@@ -92,7 +124,7 @@ def _sources_of(bindings: Iterable[Binding]) -> Iterator[tuple[Transport, Addres
 
 
 class Directory:
-    """Flows, registrations and bindings of one worker.
+    """Flows, registrations and bindings, as one worker knows them.
 
     `reconnect_grace` is of [sip], in seconds (G2); it may be changed on a reload.
     """
@@ -108,6 +140,10 @@ class Directory:
         self._max_registrations = max_registrations
         self._max_bindings = max_bindings
         self._live: set[bytes] = set()
+        self._elsewhere: dict[bytes, int] = {}
+        self.told: dict[Change, None] | None = None
+        """What changed, in order, since somebody who tells the other workers set it to an empty dictionary."""
+        self._registered_at: dict[RegistrationKey, float] = {}
         self._gone: dict[bytes, float] = {}
         self._registrations: dict[RegistrationKey, Registration] = {}
         self._key_of_handle: dict[bytes, RegistrationKey] = {}
@@ -137,12 +173,17 @@ class Directory:
         self._live.discard(flow)
         if flow in self._keys_of_flow or flow in self._aors_of_flow:
             self._gone.setdefault(flow, now)
+            self._tell(Gone(flow))
         for aor in self._aors_of_flow.get(flow, ()):
             self._schedule_bindings(aor)
 
     def has_flow(self, flow: bytes) -> bool:
-        """True while the connection is open."""
-        return flow in self._live
+        """True while the connection is open, at whatever worker."""
+        return flow in self._live or flow in self._elsewhere
+
+    def worker_of(self, flow: bytes) -> int | None:
+        """The other worker that has this open flow, as far as it told us."""
+        return self._elsewhere.get(flow)
 
     def gone_since(self, flow: bytes) -> float | None:
         """When a flow that something was registered through was closed; None while it is open or was never known."""
@@ -151,6 +192,13 @@ class Directory:
     def _release_flow(self, flow: bytes) -> None:
         if flow not in self._keys_of_flow and flow not in self._aors_of_flow:
             self._gone.pop(flow, None)
+            self._elsewhere.pop(flow, None)
+
+    def _tell(self, change: Change) -> None:
+        if self.told is None:
+            return
+        self.told.pop(change, None)
+        self.told[change] = None
 
     # Registrations
 
@@ -158,8 +206,20 @@ class Directory:
         """A 2xx to REGISTER: the newer flow supersedes the older one (R4, R6). False when a table is full."""
         key = registration.key
         if registration.expires_at <= now:
-            self._forget_key(key)
+            self._take_back(key)
             return True
+        if not self._remember(registration, now):
+            return False
+        self._registered_at[key] = now
+        self._tell(Registered(key))
+        return True
+
+    def restore(self, registration: Registration, now: float) -> bool:
+        """A registration of an earlier process; whatever the other workers know of it is newer."""
+        return self._remember(registration, now)
+
+    def _remember(self, registration: Registration, now: float) -> bool:
+        key = registration.key
         keys = self._keys_of_flow.get(registration.flow, ())
         if key not in keys and len(keys) >= MAX_REGISTRATIONS_PER_FLOW:
             return False
@@ -180,12 +240,16 @@ class Directory:
 
     def forget(self, aor: bytes, instance: bytes, reg_id: int, contact: bytes) -> None:
         """The registration was taken back (R4)."""
-        self._forget_key(registration_key(aor, instance, reg_id, contact))
+        self._take_back(registration_key(aor, instance, reg_id, contact))
 
     def forget_all(self, aor: bytes) -> None:
         """`Contact: *` took back every registration of the AOR."""
         for key in tuple(self._keys_of_aor.get(aor, ())):
-            self._forget_key(key)
+            self._take_back(key)
+
+    def _take_back(self, key: RegistrationKey) -> None:
+        self._forget_key(key)
+        self._tell(Registered(key))
 
     def registrations_of(self, flow: bytes) -> list[Registration]:
         """What is registered through `flow` now; not what a newer flow took over."""
@@ -195,7 +259,7 @@ class Directory:
     def newest_flow(self, aor: bytes, instance: bytes, reg_id: int, contact: bytes) -> bytes | None:
         """The open flow of that registration, or None (D3)."""
         registration = self._registrations.get(registration_key(aor, instance, reg_id, contact))
-        return registration.flow if registration is not None and registration.flow in self._live else None
+        return registration.flow if registration is not None and self.has_flow(registration.flow) else None
 
     def registration(self, key: RegistrationKey) -> Registration | None:
         """The registration with this key."""
@@ -230,7 +294,7 @@ class Directory:
         """
         for key in self._clients(flow, contact):
             newest = self._registrations[key].flow
-            if newest != flow and newest in self._live:
+            if newest != flow and self.has_flow(newest):
                 return newest
         return None
 
@@ -266,7 +330,7 @@ class Directory:
         flows.append(flow)
         if len(flows) > MAX_FLOWS_PER_REGISTRATION:
             self._drop_key_of_flow(flows.pop(0), key)
-        if flow not in self._live:
+        if not self.has_flow(flow):
             # The 2xx came when its browser had already left.
             self._gone.setdefault(flow, now)
 
@@ -276,6 +340,7 @@ class Directory:
         if registration is None:
             return
         self._key_of_id.pop(registration.id, None)
+        self._registered_at.pop(key, None)
         if self.changed is not None:
             self.changed.add(key)
         self._registration_expiries.discard(key)
@@ -317,6 +382,16 @@ class Directory:
         """Make these the bindings of an AOR, all or none (RFC 3261 §10.3). False when the table is full."""
         new = tuple(bindings)
         old = self._bindings.get(aor, ())
+        if not self._replace_bindings(aor, new, now):
+            return False
+        if self.told is not None:
+            for binding in (*old, *new):
+                if (binding in old) != (binding in new):
+                    self._tell(Bound(binding.key))
+        return True
+
+    def _replace_bindings(self, aor: bytes, new: tuple[Binding, ...], now: float) -> bool:
+        old = self._bindings.get(aor, ())
         total = self._binding_total + len(new) - len(old)
         if total > self._max_bindings and len(new) > len(old):
             return False
@@ -329,7 +404,7 @@ class Directory:
         new_flows = {binding.flow for binding in new if binding.flow}
         for flow in new_flows - old_flows:
             self._aors_of_flow.setdefault(flow, set()).add(aor)
-            if flow not in self._live:
+            if not self.has_flow(flow):
                 self._gone.setdefault(flow, now)
         for flow in old_flows - new_flows:
             self._drop_aor_of_flow(flow, aor)
@@ -357,7 +432,7 @@ class Directory:
                 for one in found:
                     if one.flow:
                         key = one.aor, one.instance, one.reg_id, one.contact
-                        self.remember(Registration(*key, one.flow, one.expires_at), now)
+                        self.restore(Registration(*key, one.flow, one.expires_at), now)
 
     def ends_at(self, binding: Binding) -> float:
         """When a binding is over: it expires, or its flow has been gone for `reconnect_grace` (G2)."""
@@ -395,8 +470,91 @@ class Directory:
             kept: list[Binding] = []
             for binding in self._bindings[aor]:
                 (kept if self.ends_at(binding) > now else ended).append(binding)
-            self.replace_bindings(aor, kept, now)
+            self._replace_bindings(aor, tuple(kept), now)  # the other workers' clocks say the same
         return ended
+
+    # What the other workers tell
+
+    def learn_flow(self, flow: bytes, worker: int) -> None:
+        """Another worker has this open flow; what is registered through it follows."""
+        if flow not in self._live:
+            self._elsewhere[flow] = worker
+            self._gone.pop(flow, None)
+
+    def learn_gone(self, flow: bytes, at: float) -> None:
+        """A flow of another worker was closed at `at`."""
+        if flow in self._live:
+            return
+        self._elsewhere.pop(flow, None)
+        if flow in self._keys_of_flow or flow in self._aors_of_flow:
+            self._gone.setdefault(flow, at)
+        for aor in self._aors_of_flow.get(flow, ()):
+            self._schedule_bindings(aor)
+
+    def learn_registration(self, registration: Registration, flows: Iterable[bytes], at: float, now: float) -> bool:
+        """A registration as another worker knows it since `at`, made through `flows`, the newest last.
+
+        False when we know better, or a table is full. Older flows that only we know stay with it (D3).
+        """
+        key = registration.key
+        if registration.expires_at <= now or self._registered_at.get(key, at) > at:
+            return False
+        for flow in flows:
+            if not self._remember(registration._replace(flow=flow), now):
+                self._release_flow(flow)
+                return False
+        self._registered_at[key] = at
+        return True
+
+    def learn_taken_back(self, key: RegistrationKey, at: float) -> None:
+        """A registration was taken back at another worker at `at`."""
+        if self._registered_at.get(key, at) <= at:
+            self._forget_key(key)
+
+    def learn_binding(self, binding: Binding, now: float) -> bool:
+        """A binding as another worker knows it. False when we know a newer one, or the table is full."""
+        known = self._bindings.get(binding.aor, ())
+        same = next((one for one in known if one.key == binding.key), None)
+        is_older = same is not None and same.registered_at > binding.registered_at
+        others = tuple(one for one in known if one is not same)
+        if is_older or binding.expires_at <= now or not self._replace_bindings(binding.aor, (*others, binding), now):
+            self._release_flow(binding.flow)
+            return False
+        return True
+
+    def learn_unbound(self, key: BindingKey, at: float, now: float) -> None:
+        """A binding was removed at another worker at `at`."""
+        known = self._bindings.get(key[0], ())
+        kept = tuple(one for one in known if one.key != key or one.registered_at > at)
+        if len(kept) < len(known):
+            self._replace_bindings(key[0], kept, now)
+
+    def learn_restart(self, worker: int, now: float) -> None:
+        """Another worker begins anew: its flows are gone."""
+        for flow in [flow for flow, of in self._elsewhere.items() if of == worker]:
+            self.learn_gone(flow, now)
+
+    # What the other workers are told
+
+    def is_here(self, flow: bytes) -> bool:
+        """True while the connection is open at this worker."""
+        return flow in self._live
+
+    def registered_at(self, key: RegistrationKey) -> float:
+        """Since when the registration with this key is known."""
+        return self._registered_at.get(key, 0.0)
+
+    def binding(self, key: BindingKey) -> Binding | None:
+        """The binding with this key."""
+        return next((one for one in self._bindings.get(key[0], ()) if one.key == key), None)
+
+    def everything(self) -> Iterator[Change]:
+        """All that there is to tell to a worker that knows nothing."""
+        for key in self._registrations:
+            yield Registered(key)
+        for bindings in self._bindings.values():
+            for binding in bindings:
+                yield Bound(binding.key)
 
     def counts(self) -> dict[str, int]:
         """Sizes for /status."""

@@ -7,7 +7,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import gevent
 import psutil
@@ -19,10 +19,11 @@ from wsgate.bearer import VerificationKey, parse_keys
 from wsgate.call_peers import CallPeers
 from wsgate.config import Configuration
 from wsgate.credentials import CredentialsError, Users, parse_users
+from wsgate.crew import WILDCARDS, addresses_of_others, backend_sides, hosts_of, of_kind
 from wsgate.directory import Directory
 from wsgate.errors import ConfigurationError, StartError
 from wsgate.guard import Guard
-from wsgate.handover import Endpoint, Files
+from wsgate.handover import ALONE, Crew, Endpoint, Files, state_name
 from wsgate.identity import Admission, Admitted
 from wsgate.keys import Key
 from wsgate.log import logger
@@ -32,9 +33,11 @@ from wsgate.net.backend import BackendLimits, BackendSockets
 from wsgate.net.backend_codec import StreamLimits
 from wsgate.net.clock import now
 from wsgate.net.listener import Listener
+from wsgate.net.mesh import Mesh
 from wsgate.net.resolver import Resolver
 from wsgate.net.tls import ALPN_HTTP, ALPN_TURN, ClientContexts, ServerContext
 from wsgate.settings import Switch
+from wsgate.sharing import Sharing
 from wsgate.signalling import ResolvedBackends, Signalling
 from wsgate.sip.digest import Digest
 from wsgate.sip.edge import Edge
@@ -44,6 +47,7 @@ from wsgate.sip.journal import JournalError
 from wsgate.sip.names import Names
 from wsgate.sip.proxy import SipSettings
 from wsgate.sip.registrar import Registrar
+from wsgate.sip.siblings import Siblings
 from wsgate.sip.targets import BackendSettings
 from wsgate.sip.transaction import TransactionSettings
 from wsgate.statefile import StateFile
@@ -57,14 +61,22 @@ MEMORY_CHECK_SECONDS = 1.0
 CLOSE_SECONDS = 3.0
 """How long browsers have to answer the close frame at the end."""
 
-WILDCARDS = ("0.0.0.0", "::")
-
 
 class Gateway:
-    """One worker's gateway. `endpoints` are the open sockets, `files` what the options name. Raises WsgateError."""
+    """One worker's gateway. `endpoints` are the open sockets, `files` what the options name, `crew` the other workers.
 
-    def __init__(self, configuration: Configuration, endpoints: Mapping[Endpoint, socket.socket], files: Files) -> None:
+    Raises WsgateError.
+    """
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        endpoints: Mapping[Endpoint, socket.socket],
+        files: Files,
+        crew: Crew = ALONE,
+    ) -> None:
         self._configuration = configuration
+        self._crew = crew
         self._endpoints = endpoints
         self._process = psutil.Process()
         self._started = time.time()
@@ -72,6 +84,7 @@ class Gateway:
         self._counters = Counters()
         self._guard = Guard(configuration.limits)
         self._secrets: tuple[Key, ...] = _secrets(configuration, files)
+        self._tokens = FlowTokens(self._secrets, crew.number)
         self._names = self._own_names(configuration)
         self._backend_settings: dict[str, BackendSettings] = dict(configuration.backends)
         self._directory = Directory(configuration.sip.reconnect_grace)
@@ -81,7 +94,7 @@ class Gateway:
         self._resolver = Resolver(
             configuration.dns,
             self._counters,
-            own=self._own_addresses() | self._names.known_as(),
+            own=self._own_addresses() | addresses_of_others(crew, self._hosts) | self._names.known_as(),
             random_float=random.random,
         )
         self._edge = self._new_edge(configuration)
@@ -97,11 +110,19 @@ class Gateway:
         self._store = self._open_store(configuration)
         self._housekeeper: gevent.Greenlet | None = None
         self._state = self._open_state(configuration, files)
+        self._mesh = self._new_mesh()
+        if self._mesh is not None:
+            # Told before it is answered, and heard before it is judged: who has a 200 is known at every worker.
+            self._signalling.tell, self._signalling.hear = self._mesh.flush, self._mesh.drain
+        if self._call_peers is not None:
+            self._signalling.after = self._narrow
 
     def start(self) -> None:
         """Begin to serve. Raises StartError."""
         self._resolver.serve(self._backend_settings)
         self._backends.start()
+        if self._mesh is not None:
+            self._mesh.start()
         if self._media is not None:
             try:
                 self._media.start()
@@ -133,6 +154,8 @@ class Gateway:
             self._state.close()
         if self._store is not None:
             self._store.stop()
+        if self._mesh is not None:
+            self._mesh.stop()
         self._backends.close()
         self._resolver.close()
         self._signalling.stop()
@@ -172,6 +195,8 @@ class Gateway:
         """What /status and /metrics show of this worker."""
         counts = self._edge.counts()
         return {
+            "worker": self._crew.number,
+            "workers": self._crew.workers,
             "connections": self._guard.connections,
             "flows": self._signalling.flows(),
             "registrations": counts["registrations"],
@@ -199,7 +224,6 @@ class Gateway:
                 flow_timer=configuration.sip.flow_timer,
                 temporary_gruus=TemporaryGruus(self._secrets, os.urandom),
             )
-        tokens = FlowTokens(self._secrets)
         return Edge(
             configuration.sip,
             self._backend_settings,
@@ -209,7 +233,7 @@ class Gateway:
             ),
             dialogs_limit=configuration.limits.dialogs,
             names=self._names,
-            flows=FlowTable(tokens, os.urandom),
+            flows=FlowTable(self._tokens, os.urandom),
             backends=ResolvedBackends(self._resolver),
             directory=self._directory,
             registrar=registrar,
@@ -218,16 +242,36 @@ class Gateway:
             protected_headers=configuration.identity.protected_headers,
             hand_out=self._hand_out if configuration.turn and configuration.turn.credentials_with_register else None,
             call_peers=self._call_peers,
+            siblings=Siblings(self._tokens, backend_sides(self._crew), self._secrets),
         )
+
+    def _new_mesh(self) -> Mesh | None:
+        """The channel to the other workers' directories; None where there are none."""
+        if self._crew.inbox is None:
+            return None
+        sharing = Sharing(
+            self._crew.number,
+            self._crew.outlets,
+            self._directory,
+            self._counters,
+            hand_over=self._edge.hand_over,
+            take_dialog=self._edge.take_over,
+            end_dialog=self._edge.ended_elsewhere,
+            call_peers=self._call_peers,
+        )
+        return Mesh(sharing, self._crew.inbox, self._crew.outlets, self._edge.ended_here, self._learnt, self._counters)
+
+    def _learnt(self) -> None:
+        self._signalling.apply(())
 
     def _admit(self, fields: tuple[tuple[str, str], ...], query: str) -> Admitted | Refusal:
         return self._admission.judge(fields, query, now())
 
     def _open_state(self, configuration: Configuration, files: Files) -> StateFile | None:
         """Take up what an earlier process left; a file that cannot be used costs one line (rule D3)."""
-        name = configuration.sip.state_file
-        if not name:
+        if not configuration.sip.state_file:
             return None
+        name = state_name(configuration.sip.state_file, self._crew.number)
         state = StateFile(files, name)
         try:
             self._edge.load_state(state.read(), now(), time.time() - now())
@@ -240,7 +284,8 @@ class Gateway:
 
     def _open_store(self, configuration: Configuration) -> StoreWriter | None:
         """The bindings of an earlier process, taken up; None where they are kept in memory alone."""
-        if not configuration.databases():
+        # One process alone may hold the file: the first worker, which learns the bindings of all.
+        if not configuration.databases() or self._crew.number:
             return None
         name = configuration.registrar.store
         return open_store(configuration.directory / name, name, self._directory, time.time() - now(), self._counters)
@@ -315,9 +360,8 @@ class Gateway:
             is_registered=lambda id_: self._directory.is_registered(id_, now()),
             counters=self._counters,
             call_peers=self._call_peers,
+            share=(self._crew.number, self._crew.workers),
         )
-        if self._call_peers is not None:
-            self._signalling.after = self._narrow
         media.forbid(self._refused_peers())
         for name, listener in configuration.listeners.items():
             ports = [sock.getsockname()[1] for sock in self._sockets("listener", name) if listener.turn]
@@ -375,6 +419,11 @@ class Gateway:
         server = {"urls": urls, "username": credentials.username, "credential": credentials.password}
         return {"iceServers": [server], "ttl": credentials.ttl}
 
+    def _bound(self, kind: str, worker: int) -> list[Address]:
+        if worker == self._crew.number:
+            return [Address(*sock.getsockname()[:2]) for sock in self._sockets(kind)]
+        return of_kind(self._crew, kind, worker)
+
     def _sockets(self, kind: str, name: str = "") -> list[socket.socket]:
         return [
             sock for endpoint, sock in self._endpoints.items() if endpoint.kind == kind and name in ("", endpoint.name)
@@ -389,13 +438,12 @@ class Gateway:
             if kinds and endpoint.kind not in kinds:
                 continue
             host, port = sock.getsockname()[:2]
-            hosts = [host] if host not in WILDCARDS else [own for own in self._hosts if (":" in own) == (host == "::")]
-            found |= {Address(canonical_host(own), port) for own in hosts}
+            found |= {Address(own, port) for own in hosts_of(host, self._hosts)}
         return found
 
     def _own_names(self, configuration: Configuration) -> Names:
         settings = configuration.sip
-        advertise = self._advertised(settings, "sip-udp")
+        advertise = self._advertised(settings, "sip-udp", self._crew.number)
         if not advertise:
             advertise = [Address(host, 5060) for host in self._hosts[:1]]
         public = settings.public or self._auto_public(configuration, advertise[0].host)
@@ -405,17 +453,30 @@ class Gateway:
             logger.info("[sip] public is %s", public)
         return Names(
             advertise=advertise,
-            advertise_tls=self._advertised(settings, "sip-tls"),
+            advertise_tls=self._advertised(settings, "sip-tls", self._crew.number),
             public=public,
             aliases=settings.aliases,
-            listeners=self._own_addresses(),
+            # The backend sides of the other workers are ours too: what was meant for them is understood (T3).
+            listeners=self._own_addresses() | set(self._of_others(settings)),
+            first=dict(self._of_first(settings)),
         )
 
-    def _advertised(self, settings: SipSettings, kind: str) -> list[Address]:
-        """What backends see of these sockets: a name of `advertise` in the family of each, else its own address."""
+    def _of_others(self, settings: SipSettings) -> Iterator[Address]:
+        yield from addresses_of_others(self._crew, self._hosts)
+        for other in self._crew.outlets:
+            for kind in ("sip-udp", "sip-tls"):
+                yield from self._advertised(settings, kind, other)
+
+    def _of_first(self, settings: SipSettings) -> Iterator[tuple[Address, Address]]:
+        """What the first worker advertises, for each advertised address of this one (rule R5)."""
+        for kind in ("sip-udp", "sip-tls"):
+            own, first = (self._advertised(settings, kind, worker) for worker in (self._crew.number, 0))
+            yield from zip(own, first, strict=True)
+
+    def _advertised(self, settings: SipSettings, kind: str, worker: int) -> list[Address]:
+        """What backends see of a worker's sockets: a name of `advertise` of the family of each, else its address."""
         found = []
-        for sock in self._sockets(kind):
-            host, port = sock.getsockname()[:2]
+        for host, port in self._bound(kind, worker):
             named = [own for own in settings.advertise or () if (":" in own) == (":" in host)]
             choice = named or ([host] if host not in WILDCARDS else self._hosts)
             family = [own for own in choice if (":" in own) == (":" in host)]
@@ -433,7 +494,8 @@ class Gateway:
 
     def _refused_peers(self) -> set[Address]:
         """Rule P5: our own listeners and the SIP transport addresses of every backend."""
-        return self._own_addresses() | {address for _, address in self._resolver.known_addresses().hops}
+        own = self._own_addresses() | addresses_of_others(self._crew, self._hosts)
+        return own | {address for _, address in self._resolver.known_addresses().hops}
 
     def _backend_status(self, domain: str) -> dict[str, object]:
         if domain in self._configuration.embedded_domains:

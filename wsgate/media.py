@@ -64,8 +64,11 @@ class Media:
         is_registered: Callable[[str], bool],
         counters: Counters,
         call_peers: CallPeers | None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         """`own_hosts` are addresses of this machine, the wanted first; `keys` are those of the key file.
+
+        `share` is the number of this worker and how many there are: ports and `total_quota` are divided among them.
 
         `is_registered` is asked for the registrations that credentials were handed out with (rule A5),
         `call_peers` for what their calls allow (rule P6). Raises StartError.
@@ -85,6 +88,7 @@ class Media:
             random_bytes=os.urandom,
             counters=counters,
             calls=call_peers,
+            share=share,
         )
         if sockets.alternate:
             self.server.discovery = _discovery(sockets)

@@ -45,6 +45,7 @@ class Plan(NamedTuple):
     states: tuple[FileReference, ...]
     databases: tuple[FileReference, ...]
     notices: tuple[str, ...]
+    workers: int = 1
 
     @property
     def directory(self) -> Path:
@@ -118,11 +119,14 @@ def _encoded(configuration: Configuration) -> dict[str, Any]:
         "states": configuration.states(),
         "databases": configuration.databases(),
         "notices": configuration.notices,
+        "workers": process.workers,
     }
 
 
 def _decoded(report: dict[str, Any]) -> Plan:
-    endpoints = tuple(Endpoint(kind, name, Address(*address)) for kind, name, address in report.pop("endpoints"))
+    endpoints = tuple(
+        Endpoint(kind, name, Address(*address), worker) for kind, name, address, worker in report.pop("endpoints")
+    )
     files = tuple(FileReference(*reference) for reference in report.pop("files"))
     states = tuple(FileReference(*reference) for reference in report.pop("states"))
     report["databases"] = tuple(FileReference(*reference) for reference in report["databases"])

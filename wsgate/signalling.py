@@ -58,6 +58,10 @@ class Signalling:
         self.backends: BackendSockets | None = None
         self.after: Callable[[], None] | None = None
         """Called when the effects of the edge are applied; does not block."""
+        self.hear: Callable[[], None] | None = None
+        """Called before a message is judged: takes what the other workers have told. Does not block."""
+        self.tell: Callable[[], None] | None = None
+        """Called before the effects of the edge are applied: tells the other workers what changed. Does not block."""
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -74,6 +78,8 @@ class Signalling:
 
     def message(self, stream: WebSocketStream, data: bytes) -> None:
         """One message of a browser."""
+        if self.hear is not None:
+            self.hear()
         self.apply(self._edge.from_browser(stream.flow.id, data, now()))
 
     def refused(self, stream: WebSocketStream, data: bytes) -> None:
@@ -90,6 +96,8 @@ class Signalling:
 
     def received(self, hop: Hop, data: bytes, local: Address) -> None:
         """One message from the backend side."""
+        if self.hear is not None:
+            self.hear()
         self.apply(self._edge.from_backend(hop, data, now()))
 
     def connected(self, hop: Hop, local: Address) -> None:
@@ -105,6 +113,8 @@ class Signalling:
 
     def apply(self, effects: Iterable[Effect]) -> None:
         """Do what the edge decided, in order."""
+        if self.tell is not None:
+            self.tell()
         for effect in effects:
             if isinstance(effect, Send):
                 self._send(effect)

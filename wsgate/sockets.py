@@ -20,6 +20,9 @@ from wsgate.plan import Plan
 BACKLOG = 1024
 """Connections that may wait to be accepted, also while a worker is being replaced."""
 
+INBOX_BYTES = 1024 * 1024
+"""Asked of the kernel for what waits in a worker's inbox; it may grant less."""
+
 MAX_FILE_BYTES = 64 * 1024 * 1024
 """A certificate, user or secret file beyond this is refused."""
 
@@ -33,18 +36,22 @@ def open_sockets(plan: Plan) -> dict[Endpoint, socket.socket]:
     """Every socket of the plan, bound and (TCP) listening. Raises StartError, and then none is left open.
 
     `[::]` on a machine without IPv6 is left out with a warning. SIP over UDP and TCP get the same port where it is 0.
+    A port that several workers share has one socket for each (SO_REUSEPORT): the kernel spreads connections, and the
+    packets of one UDP client stay with one worker. The first is bound without that, so that a port of somebody else is
+    still found taken.
     """
     opened: dict[Endpoint, socket.socket] = {}
     try:
         for endpoint, place in zip(plan.endpoints, plan.places, strict=True):
             try:
-                opened[endpoint] = _opened(endpoint, opened)
+                opened[endpoint] = _opened(endpoint, opened, plan.workers > 1 and endpoint.shared)
             except OSError as error:
                 protocol = "UDP" if endpoint.datagram else "TCP"
                 if endpoint.address.host == "::" and error.errno in _NO_FAMILY:
-                    logger.warning(
-                        "%s %s: no %s on %s: %s", plan.path, place, protocol, endpoint.address, error.strerror
-                    )
+                    if not endpoint.worker:
+                        logger.warning(
+                            "%s %s: no %s on %s: %s", plan.path, place, protocol, endpoint.address, error.strerror
+                        )
                     continue
                 raise StartError(
                     f"{plan.path} {place}: cannot open {protocol} {endpoint.address}: {error.strerror}"
@@ -55,7 +62,9 @@ def open_sockets(plan: Plan) -> dict[Endpoint, socket.socket]:
     return opened
 
 
-def _opened(endpoint: Endpoint, opened: Mapping[Endpoint, socket.socket]) -> socket.socket:
+def _opened(endpoint: Endpoint, opened: Mapping[Endpoint, socket.socket], shared: bool) -> socket.socket:
+    if shared:
+        return _share(endpoint, opened)
     if endpoint.kind == "sip-udp" and endpoint.address.port == 0:
         return _with_free_tcp_port(endpoint)
     address = endpoint.address
@@ -63,6 +72,17 @@ def _opened(endpoint: Endpoint, opened: Mapping[Endpoint, socket.socket]) -> soc
         twin = opened[endpoint._replace(kind="sip-udp")]
         address = address._replace(port=twin.getsockname()[1])
     return _bound(address, endpoint.datagram)
+
+
+def _share(endpoint: Endpoint, opened: Mapping[Endpoint, socket.socket]) -> socket.socket:
+    """One of several sockets on the same port."""
+    address = endpoint.address
+    first = opened.get(endpoint._replace(worker=0))
+    if first is None:
+        _bound(address, endpoint.datagram).close()
+    else:
+        address = address._replace(port=first.getsockname()[1])
+    return _bound(address, endpoint.datagram, shared=True)
 
 
 def _with_free_tcp_port(endpoint: Endpoint) -> socket.socket:
@@ -80,7 +100,7 @@ def _with_free_tcp_port(endpoint: Endpoint) -> socket.socket:
     raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
-def _bound(address: Address, datagram: bool) -> socket.socket:
+def _bound(address: Address, datagram: bool, *, shared: bool = False) -> socket.socket:
     version = ipaddress.ip_address(address.host).version
     family = socket.AF_INET6 if version == 6 else socket.AF_INET
     made = socket.socket(family, socket.SOCK_DGRAM if datagram else socket.SOCK_STREAM)
@@ -89,6 +109,8 @@ def _bound(address: Address, datagram: bool) -> socket.socket:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if not datagram:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         made.bind((address.host, address.port))
         if not datagram:
             made.listen(BACKLOG)
@@ -97,6 +119,20 @@ def _bound(address: Address, datagram: bool) -> socket.socket:
         made.close()
         raise
     return made
+
+
+def addresses(sockets: Mapping[Endpoint, socket.socket]) -> dict[Endpoint, Address]:
+    """What each socket is bound to."""
+    return {endpoint: Address(*sock.getsockname()[:2]) for endpoint, sock in sockets.items()}
+
+
+def inbox() -> tuple[socket.socket, socket.socket]:
+    """Where one worker reads what the others write: a Unix socket that keeps the borders of messages."""
+    reading, writing = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    for end in (reading, writing):
+        end.setblocking(False)
+    writing.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, INBOX_BYTES)
+    return reading, writing
 
 
 def close_all(sockets: Mapping[Endpoint, socket.socket]) -> None:

@@ -1,12 +1,11 @@
-"""The supervisor: opens every socket and file, starts a worker, restarts one that died, reloads and stops it.
+"""The supervisor: opens every socket and file, starts the workers, restarts one that died, reloads and stops them.
 
 It imports no gevent and parses no stranger's byte. It stays root, where it was started so, only to read files again on
-SIGHUP. One thread, one loop: signals, the channel to the worker, and two deadlines.
+SIGHUP. One thread, one loop: signals, the channels to the workers, and a deadline for each.
 """
 
 from __future__ import annotations
 
-import enum
 import math
 import os
 import select
@@ -15,74 +14,26 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
-from wsgate import control, daemon, databases, log, plan, sockets
+from wsgate import daemon, databases, log, plan, sockets
 from wsgate.control import Channel, Message
 from wsgate.daemon import Account
 from wsgate.errors import StartError
-from wsgate.handover import Endpoint
+from wsgate.handover import Crew, Endpoint
 from wsgate.log import logger
 from wsgate.plan import Plan
-
-START_SECONDS = 60.0
-"""How long a worker may take to become ready."""
+from wsgate.worker_process import State, WorkerProcess, WorkerStart
 
 SAME_SIGNAL_SECONDS = 1.0
 """A second signal within this time is the first one again: some callers signal the process and its group."""
-
-STOP_SECONDS = 10.0
-"""How long, beyond `drain_timeout`, a worker may take to stop before it is killed."""
 
 SYSLOG_SOCKET = Path("/dev/log")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 
-class WorkerStart(NamedTuple):
-    """All that a new worker gets, in the process forked for it."""
-
-    path: str
-    channel: Channel
-    sockets: dict[Endpoint, socket.socket]
-    descriptors: dict[str, int]
-    log_level: str
-    log_target: str
-    log_descriptor: int | None
-    account: Account | None
-    detached: bool
-
-
 WorkerMain = Callable[[WorkerStart], int]
 """The whole life of a worker; what it returns is the exit status of its process."""
-
-
-class RestartDelay:
-    """How long to wait before a worker that died is started again: doubles while it keeps dying young."""
-
-    FIRST_SECONDS = 0.5
-    MOST_SECONDS = 30.0
-    GOOD_LIFE_SECONDS = 60.0
-
-    def __init__(self) -> None:
-        self._next = self.FIRST_SECONDS
-
-    def after(self, lived: float) -> float:
-        """The delay in seconds after a worker that lived `lived` seconds."""
-        if lived >= self.GOOD_LIFE_SECONDS:
-            self._next = self.FIRST_SECONDS
-        delay = self._next
-        self._next = min(2 * delay, self.MOST_SECONDS)
-        return delay
-
-
-class State(enum.Enum):
-    """What the supervisor is waiting for."""
-
-    STARTING = "the worker has not said ready"
-    RUNNING = "the worker serves"
-    WAITING = "the worker died and is started again later"
-    STOPPING = "the worker was told to stop"
 
 
 class Supervisor:
@@ -93,34 +44,33 @@ class Supervisor:
         self._worker = worker
         self._detached = detached
         self._pidfile_name = pidfile and os.path.abspath(pidfile)
-        self._state = State.STARTING
+        self._workers: list[WorkerProcess] = []
+        self._stopping = False
         self._served = False
         self._account: Account | None = None
         self._pidfile: daemon.PidFile | None = None
         self._sockets: dict[Endpoint, socket.socket] = {}
         self._files: dict[str, int] = {}
+        self._inboxes: list[tuple[socket.socket, socket.socket]] = []
         self._offered: tuple[Plan, dict[str, int]] | None = None
+        self._asked: set[int] = set()
+        self._accepted = False
+        self._refusals: list[str] = []
         self._reload_wanted = False
         self._log_descriptor: int | None = None
-        self._pid = 0
-        self._channel: Channel | None = None
         self._told_to_stop = 0.0
-        self._deadline: float | None = None
-        self._born = 0.0
-        self._delay = RestartDelay()
-        self._failure = ""
-        self._status = 0
         self._log_target = "stderr"
         self._plan: Plan
         self._wakeup: tuple[socket.socket, socket.socket]
 
     def run(self, ready: Callable[[], None]) -> int:
-        """Start, call `ready` once the worker serves, and stay until told to stop. Raises StartError before that."""
+        """Start, call `ready` once all workers serve, and stay until told to stop. Raises StartError before that."""
         self._catch_signals()
         try:
             self._plan = plan.read(self._path)
             self._open()
-            self._start_worker()
+            for worker in self._workers:
+                self._start_worker(worker)
             self._serve(ready)
         finally:
             self._close()
@@ -128,7 +78,7 @@ class Supervisor:
         return 0
 
     def _open(self) -> None:
-        """Everything a worker needs. Raises StartError; `_close` undoes what was done."""
+        """Everything the workers need. Raises StartError; `_close` undoes what was done."""
         current = self._plan
         self._open_log(current)
         for notice in current.notices:
@@ -142,6 +92,9 @@ class Supervisor:
         self._sockets = sockets.open_sockets(current)
         self._files = sockets.read_files(current)
         databases.give(current, self._account)
+        self._workers = [WorkerProcess(number) for number in range(current.workers)]
+        if current.workers > 1:
+            self._inboxes = [sockets.inbox() for _ in self._workers]
 
     def _open_log(self, current: Plan) -> None:
         """Send this process's log where the plan says, and keep a file's descriptor for workers. Raises StartError."""
@@ -179,40 +132,38 @@ class Supervisor:
         for number in _SIGNALS:
             signal.signal(number, lambda number, frame: None)
 
-    def _start_worker(self) -> None:
-        ours, theirs = control.pair()
-        self._pid = os.fork()
-        if self._pid == 0:
-            self._become_worker(ours, theirs)
-        theirs.close()
-        self._channel = ours
-        self._state = State.STARTING
-        self._born = time.monotonic()
-        self._deadline = self._born + START_SECONDS
+    def _start_worker(self, worker: WorkerProcess) -> None:
+        # What starts in the midst of a reload has the old files.
+        self._reload_wanted |= self._offered is not None
+        worker.fork(lambda channel: self._become_worker(worker.number, channel))
 
-    def _become_worker(self, ours: Channel, theirs: Channel) -> None:
+    def _become_worker(self, number: int, channel: Channel) -> None:
         """In the forked process: leave everything of the supervisor behind, live the worker's life, end."""
         status = 1
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN)  # the supervisor's word counts, and its end
+            for caught in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(caught, signal.SIG_IGN)  # the supervisor's word counts, and its end
             for end in self._wakeup:
                 end.close()
-            ours.close()
+            for other in self._workers:
+                other.close_channel()
             if self._pidfile is not None:
                 self._pidfile.forget()
+            crew = self._crew(number)
+            sockets.close_all({one: sock for one, sock in self._sockets.items() if one.worker != number})
             start = WorkerStart(
                 path=self._path,
-                channel=theirs,
-                sockets=self._sockets,
+                channel=channel,
+                sockets={one: sock for one, sock in self._sockets.items() if one.worker == number},
                 descriptors=self._files,
                 log_level=self._plan.log_level,
                 log_target=self._log_target,
                 log_descriptor=self._log_descriptor,
                 account=self._account,
                 detached=self._detached,
+                crew=crew,
             )
             status = self._worker(start)
         except BaseException:  # nothing above this frame may run twice
@@ -220,26 +171,45 @@ class Supervisor:
         finally:
             os._exit(status)
 
+    def _crew(self, number: int) -> Crew:
+        """What the worker with this number gets of the others; in its own process, where their inboxes are closed."""
+        inbox = None
+        outlets = {}
+        for other, (reading, writing) in enumerate(self._inboxes):
+            if other == number:
+                inbox = reading
+                writing.close()
+            else:
+                outlets[other] = writing
+                reading.close()
+        return Crew(number, len(self._workers), sockets.addresses(self._sockets), inbox, outlets)
+
     def _serve(self, ready: Callable[[], None]) -> None:
-        """The loop; returns when the worker has stopped because it was told to."""
+        """The loop; returns when every worker has stopped because it was told to."""
         while True:
             self._wait()
             for number in self._signals():
                 if number == signal.SIGHUP:
                     self._reload()
-                elif number in (signal.SIGTERM, signal.SIGINT) and self._stop():
-                    return
-            self._hear(ready)
-            if self._worker_ended() and self._bury():
+                elif number in (signal.SIGTERM, signal.SIGINT):
+                    self._stop()
+            for worker in self._workers:
+                self._hear(worker, ready)
+                status = worker.ended()
+                if status is not None:
+                    self._bury(worker, status)
+                self._check_deadline(worker)
+            if self._stopping and not any(worker.pid for worker in self._workers):
                 return
-            self._check_deadline()
 
     def _wait(self) -> None:
         waiting = select.poll()
         waiting.register(self._wakeup[0].fileno(), select.POLLIN)
-        if self._channel is not None:
-            waiting.register(self._channel.fileno(), select.POLLIN)
-        seconds = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        for worker in self._workers:
+            if worker.channel is not None:
+                waiting.register(worker.channel.fileno(), select.POLLIN)
+        deadline = min((one.deadline for one in self._workers if one.deadline is not None), default=None)
+        seconds = None if deadline is None else max(0.0, deadline - time.monotonic())
         waiting.poll(None if seconds is None else math.ceil(seconds * 1000))
 
     def _signals(self) -> bytes:
@@ -249,103 +219,82 @@ class Supervisor:
         except BlockingIOError:
             return b""
 
-    def _hear(self, ready: Callable[[], None]) -> None:
-        """Everything that the worker has said."""
-        while self._channel is not None:
+    def _hear(self, worker: WorkerProcess, ready: Callable[[], None]) -> None:
+        """Everything that a worker has said."""
+        while worker.channel is not None:
             try:
-                message = self._channel.receive()
+                message = worker.channel.receive()
             except BlockingIOError:
                 return
             if message is None:
-                self._close_channel()
+                worker.close_channel()
             elif message.word == "ready":
-                self._worker_ready(ready)
+                self._worker_ready(worker, ready)
             elif message.word == "failed":
-                self._failure = message.fields.get("text", "")
+                worker.failure = message.fields.get("text", "")
             elif message.word in ("reloaded", "refused"):
-                self._worker_answered(message)
+                self._worker_answered(worker, message)
 
-    def _worker_ready(self, ready: Callable[[], None]) -> None:
-        if self._state is not State.STARTING:
+    def _worker_ready(self, worker: WorkerProcess, ready: Callable[[], None]) -> None:
+        if worker.state is not State.STARTING:
             return
-        self._state, self._deadline = State.RUNNING, None
-        logger.info("worker %d is ready", self._pid)
-        if not self._served:
+        worker.state, worker.deadline = State.RUNNING, None
+        logger.info("worker %d is ready", worker.pid)
+        if not self._served and all(one.state is State.RUNNING for one in self._workers):
             self._served = True
             daemon.notify("READY=1", f"MAINPID={os.getpid()}")
             ready()
         if self._reload_wanted:
             self._reload()
 
-    def _worker_ended(self) -> bool:
-        """True when the worker's process has ended (its status is then in `_status`)."""
-        if self._pid == 0:
-            return False
-        pid, self._status = os.waitpid(self._pid, os.WNOHANG)
-        return pid != 0
-
-    def _bury(self) -> bool:
-        """The worker has ended: True when that was wanted. Raises StartError when it never served."""
-        code = os.waitstatus_to_exitcode(self._status)
-        how = f"signal {-code}" if code < 0 else f"status {code}"
-        pid, self._pid = self._pid, 0
-        self._close_channel()
-        self._drop_offer()
-        if self._state is State.STOPPING:
-            return True
-        reason = self._failure or f"worker {pid} ended with {how}"
-        self._failure = ""
+    def _bury(self, worker: WorkerProcess, status: int) -> None:
+        """A worker has ended: it is started again unless it was told to. Raises StartError when not all ever served."""
+        reason = worker.bury(status)
+        if self._stopping:
+            return
         if not self._served:
             raise StartError(reason)
-        now = time.monotonic()
-        delay = self._delay.after(now - self._born)
+        delay = worker.wait_for_restart()
         logger.error("%s; starting another in %g seconds", reason, delay)
-        self._state, self._deadline = State.WAITING, now + delay
-        return False
+        if worker.number in self._asked:
+            self._asked.discard(worker.number)
+            self._conclude_reload()
 
-    def _check_deadline(self) -> None:
-        if self._deadline is None or time.monotonic() < self._deadline:
+    def _check_deadline(self, worker: WorkerProcess) -> None:
+        if worker.deadline is None or time.monotonic() < worker.deadline:
             return
-        self._deadline = None
-        if self._state is State.WAITING:
-            self._start_worker()
+        worker.deadline = None
+        if worker.state is State.WAITING:
+            self._start_worker(worker)
         else:
-            self._failure = f"worker {self._pid} was killed: it did not become ready or stop in time"
-            os.kill(self._pid, signal.SIGKILL)
+            worker.failure = f"worker {worker.pid} was killed: it did not become ready or stop in time"
+            worker.kill()
 
-    def _stop(self) -> bool:
-        """Tell the worker to stop, or kill it when it was told before. True when there is none to wait for."""
-        if self._pid == 0:
-            return True
-        if self._state is State.STOPPING:
+    def _stop(self) -> None:
+        """Tell the workers to stop, or kill them when they were told before."""
+        if self._stopping:
             if time.monotonic() - self._told_to_stop < SAME_SIGNAL_SECONDS:
-                return False
-            logger.warning("told twice to stop: worker %d is killed", self._pid)
-            os.kill(self._pid, signal.SIGKILL)
-            return False
+                return
+            for worker in self._workers:
+                if worker.pid:
+                    logger.warning("told twice to stop: worker %d is killed", worker.pid)
+                    worker.kill()
+            return
         daemon.notify("STOPPING=1")
         logger.info("stopping")
-        self._state = State.STOPPING
+        self._stopping = True
         self._told_to_stop = time.monotonic()
-        self._deadline = self._told_to_stop + self._plan.drain_timeout + STOP_SECONDS
         sockets.close_all(self._sockets)  # or strangers would wait in a queue that nobody serves
         self._sockets = {}
-        self._tell("stop")
-        return False
-
-    def _tell(self, word: str, descriptor: int | None = None, **fields: str) -> None:
-        if self._channel is None:
-            return
-        try:
-            self._channel.send(word, descriptor, **fields)
-        except OSError as error:
-            logger.error("worker %d does not listen: %s", self._pid, error.strerror or error)
+        for worker in self._workers:
+            worker.stop(self._plan.drain_timeout)
 
     def _reload(self) -> None:
-        """Read everything again and offer it to the worker; what cannot be used changes nothing."""
-        if self._state is State.STOPPING:
+        """Read everything again and offer it to the workers; what cannot be used changes nothing."""
+        if self._stopping:
             return
-        self._reload_wanted = self._state is State.STARTING or self._offered is not None
+        starting = any(worker.state is State.STARTING for worker in self._workers)
+        self._reload_wanted = starting or self._offered is not None
         if self._reload_wanted:
             return
         daemon.notify_reloading()
@@ -363,20 +312,34 @@ class Supervisor:
         if new.endpoints != self._plan.endpoints:
             logger.warning("%s: changed addresses and ports take effect with a restart", self._path)
         self._offered = (new, files)
-        if self._state is State.WAITING:
-            self._accept_offer()
-            return
-        for name, descriptor in files.items():
-            self._tell("file", descriptor, name=name)
-        self._tell("log", self._log_descriptor, level=new.log_level, target=self._log_target)
-        self._tell("reload")
+        serving = [worker for worker in self._workers if worker.state is State.RUNNING]
+        self._asked = {worker.number for worker in serving}
+        self._refusals, self._accepted = [], not serving
+        for worker in serving:
+            for name, descriptor in files.items():
+                worker.tell("file", descriptor, name=name)
+            worker.tell("log", self._log_descriptor, level=new.log_level, target=self._log_target)
+            worker.tell("reload")
+        self._conclude_reload()
 
-    def _worker_answered(self, message: Message) -> None:
+    def _worker_answered(self, worker: WorkerProcess, message: Message) -> None:
         if message.word == "reloaded":
+            self._accepted = True
+        else:
+            self._refusals.append(message.fields.get("text", ""))
+        self._asked.discard(worker.number)
+        self._conclude_reload()
+
+    def _conclude_reload(self) -> None:
+        """Once all have answered: workers to come get the new files if they could be used. All judge the same files."""
+        if self._asked or self._offered is None:
+            return
+        if self._accepted and not self._refusals:
             self._accept_offer()
         else:
             self._drop_offer()
-            logger.error("reload refused, everything stays as it is: %s", message.fields.get("text", ""))
+            for text in self._refusals[:1]:
+                logger.error("reload refused, everything stays as it is: %s", text)
             daemon.notify("READY=1")
         if self._reload_wanted:
             self._reload()
@@ -394,17 +357,17 @@ class Supervisor:
             sockets.close_files(self._offered[1])
             self._offered = None
 
-    def _close_channel(self) -> None:
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
-
     def _close(self) -> None:
         """Leave nothing behind: no worker, socket, memory file or pidfile."""
-        self._close_channel()
-        if self._pid != 0:
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
+        for worker in self._workers:
+            worker.close_channel()
+            worker.kill()
+        for worker in self._workers:
+            if worker.pid:
+                os.waitpid(worker.pid, 0)
+        for pair in self._inboxes:
+            for end in pair:
+                end.close()
         self._drop_offer()
         sockets.close_all(self._sockets)
         sockets.close_files(self._files)

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Protocol
 from wsgate import daemon, log
 from wsgate.control import Message
 from wsgate.errors import WsgateError, missing_module
-from wsgate.handover import INI, Endpoint, Files
+from wsgate.handover import INI, Crew, Endpoint, Files
 from wsgate.log import logger
-from wsgate.supervisor import WorkerStart
+from wsgate.worker_process import WorkerStart
 
 if TYPE_CHECKING:
     from wsgate.config import Configuration
@@ -65,7 +65,7 @@ class GatewayLike(Protocol):
         """Take new settings and files without dropping a connection."""
 
 
-GatewayFactory = Callable[["Configuration", Mapping[Endpoint, socket.socket], Files], GatewayLike]
+GatewayFactory = Callable[["Configuration", Mapping[Endpoint, socket.socket], Files, Crew], GatewayLike]
 
 
 def real_gateway() -> GatewayFactory:
@@ -125,7 +125,7 @@ class Worker:
             log.start(start.log_level, start.log_target, start.log_descriptor)
         if start.account is not None:
             daemon.become(start.account)
-        self._gateway = factory(load(self._path, self._files.path(INI)), start.sockets, self._files)
+        self._gateway = factory(load(self._path, self._files.path(INI)), start.sockets, self._files, start.crew)
 
     def run(self) -> None:
         """Serve until the supervisor says stop or is gone. Raises WsgateError when the gateway cannot start."""

@@ -20,6 +20,7 @@ group =
 log_level = debug
 key_file = {directory}/wsgate.key
 drain_timeout = 1
+workers = {workers}
 
 [listener plain]
 bind = 127.0.0.1:{http}
@@ -34,6 +35,10 @@ bind = {sip_host}:{sip}
 [turn]
 {turn}
 """
+
+
+READY = " is ready"
+"""What the log says of each worker that serves."""
 
 
 class Daemon:
@@ -52,9 +57,11 @@ class Daemon:
         sip_host: str = "127.0.0.1",
         user: str = "",
         turn: str = "enabled = off",
+        workers: int = 1,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self.http, self.sip, self.sip_host = free_port(), free_port(sip_host), sip_host
+        self.http, self.sip, self.sip_host = free_port(), free_port(sip_host, workers), sip_host
+        self.workers = workers
         self.ini = directory / "wsgate.ini"
         head = HEAD.format(
             directory=directory,
@@ -65,6 +72,7 @@ class Daemon:
             listener=textwrap.dedent(listener),
             sip_options=textwrap.dedent(sip_options),
             turn=textwrap.dedent(turn),
+            workers=workers,
         )
         self.ini.write_text(head + textwrap.dedent(text))
         self.start()
@@ -76,7 +84,8 @@ class Daemon:
             self.ini.parent / "wsgate.log",
             env={"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
         )
-        self._process.ready(self._healthy, 20)
+        before = self.log.count(READY)
+        self._process.ready(lambda: self._healthy() and self.log.count(READY) >= before + self.workers, 20)
 
     @property
     def running(self) -> bool:
@@ -115,6 +124,14 @@ class Daemon:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/status", timeout=5) as response:
             found: dict[str, Any] = json.load(response)
             return found
+
+    def statuses(self) -> list[dict[str, Any]]:
+        """/status of every worker, by number: asked until each has answered."""
+        found: dict[int, dict[str, Any]] = {}
+        while len(found) < self.workers:
+            status = self.status()
+            found[status["worker"]] = status
+        return [found[number] for number in sorted(found)]
 
     def wait_status(self, key: str, value: object, seconds: float = 10.0) -> None:
         """Wait until /status says `value` for `key`."""

@@ -33,18 +33,26 @@ def wait_for(condition: Callable[[], T], what: str, seconds: float = 10.0, inter
         time.sleep(interval)
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port that is free for UDP and TCP on `host` at this moment, below the range the kernel hands out itself."""
+def free_port(host: str = "127.0.0.1", count: int = 1) -> int:
+    """The first of `count` ports that are free for UDP and TCP on `host` at this moment.
+
+    They lie below the range the kernel hands out itself.
+    """
     for _ in range(200):
         port = 10000 + int.from_bytes(os.urandom(2), "big") % 20000
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket() as tcp:
-            try:
-                udp.bind((host, port))
-                tcp.bind((host, port))
-            except OSError:
-                continue
+        if all(_is_free(host, port + number) for number in range(count)):
             return port
     raise RuntimeError("no free port")
+
+
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket() as tcp:
+        try:
+            udp.bind((host, port))
+            tcp.bind((host, port))
+        except OSError:
+            return False
+    return True
 
 
 def accepts(host: str, port: int) -> bool:

@@ -17,10 +17,11 @@ from typing import Any
 from wsgate import daemon
 from wsgate.config import Configuration
 from wsgate.errors import StartError, WsgateError
-from wsgate.handover import Endpoint, Files
+from wsgate.handover import Crew, Endpoint, Files
 from wsgate.log import logger
-from wsgate.supervisor import Supervisor, WorkerStart
+from wsgate.supervisor import Supervisor
 from wsgate.worker import main as worker_main
+from wsgate.worker_process import WorkerStart
 
 
 class StandIn:
@@ -28,8 +29,11 @@ class StandIn:
 
     make_server: Callable[..., Any]
 
-    def __init__(self, configuration: Configuration, endpoints: Mapping[Endpoint, socket.socket], files: Files) -> None:
+    def __init__(
+        self, configuration: Configuration, endpoints: Mapping[Endpoint, socket.socket], files: Files, crew: Crew
+    ) -> None:
         self.configuration, self.endpoints, self.files = configuration, endpoints, files
+        self.crew = crew
         self.reloads = 0
 
     def start(self) -> None:
@@ -53,6 +57,7 @@ class StandIn:
             "supervisor": os.getppid(),
             "uid": os.getuid(),
             "groups": os.getgroups(),
+            "number": self.crew.number,
             "reloads": self.reloads,
             "files": read,
             "descriptors": len(os.listdir("/proc/self/fd")),

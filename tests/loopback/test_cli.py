@@ -106,10 +106,10 @@ def test_a_bad_file_is_1_with_one_sentence(ini: Path, text: str, says: str):
 
 
 def test_check_config_shows_what_has_no_effect(ini: Path):
-    ini.write_text(INI + "[wsgate]\nworkers = 2\n")
+    ini.write_text(INI + "[trace]\nhep = 192.0.2.1:9060\n")
     result = wsgate("--check-config", "-c", ini)
     assert result.returncode == 0
-    assert "[wsgate] workers: no effect" in result.stdout
+    assert "[trace] hep: no effect" in result.stdout
 
 
 def test_users_are_added_listed_changed_and_removed(ini: Path):

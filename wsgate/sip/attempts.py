@@ -24,6 +24,7 @@ from wsgate.sip.names import Names
 from wsgate.sip.probes import Probe, Probes
 from wsgate.sip.proxy import Backends, SipSettings
 from wsgate.sip.rewriting import Changes, rewritten
+from wsgate.sip.siblings import Siblings
 from wsgate.sip.targets import BackendSettings, ContactMode, Target
 from wsgate.sip.transaction import Failure, Send, State, TransactionLayer
 
@@ -57,8 +58,10 @@ class Attempts:
         random_bytes: RandomBytes,
         counters: Counters,
         calls: Calls,
+        siblings: Siblings,
     ) -> None:
         self._calls = calls
+        self._siblings = siblings
         self._settings = settings
         self._backend_settings = backend_settings
         self._layer = layer
@@ -170,7 +173,9 @@ class Attempts:
                 if not self._await_resolution(branch.backend, stray, effects):
                     self._counters.count("sip_acks_without_target")
                 return
-            usable = self._dead.usable([t for t in targets if not self._names.is_own_address(t.address)], now)
+            if not branch.sibling:
+                targets = [target for target in targets if not self._names.is_own_address(target.address)]
+            usable = self._dead.usable(targets, now)
             if not usable:
                 self._counters.count("sip_acks_without_target")
                 return
@@ -217,6 +222,8 @@ class Attempts:
 
     def _eligible(self, branch: Branch) -> list[Target]:
         """Without what is ourselves (rule N1), for sips: without what is no TLS (RFC 3261 §26.2.2)."""
+        if branch.sibling:
+            return list(branch.targets or ())
         secure = branch.context.message.uri[:5].lower() == b"sips:"
         return [
             target
@@ -243,7 +250,7 @@ class Attempts:
         hop = Hop(target.transport, target.address)
         if target.transport is Transport.UDP:
             size = _size(branch.context.message, branch.context.leg, branch)
-            if self._is_too_large(branch.backend, target.address, size, now):
+            if self._is_too_large(branch, target.address, size, now):
                 if size <= MAX_DATAGRAM_BYTES:
                     branch.fallback = target
                 hop = Hop(Transport.TCP, target.address)
@@ -253,10 +260,11 @@ class Attempts:
         self._transmit(branch, hop, None, now, effects)
         return True
 
-    def _is_too_large(self, backend: str, address: Address, size: int, now: float) -> bool:
-        # Rule I4: over udp_max_bytes by TCP, unless that was refused lately and a datagram can hold it.
-        limit = self._settings.udp_max_bytes
-        settings = self._backend_settings.get(backend)
+    def _is_too_large(self, branch: Branch, address: Address, size: int, now: float) -> bool:
+        # Rule I4: over udp_max_bytes by TCP, unless that was refused lately and a datagram can hold it. Between workers
+        # no network is to be spared.
+        limit = self._settings.udp_max_bytes if not branch.sibling else MAX_DATAGRAM_BYTES
+        settings = self._backend_settings.get(branch.backend)
         if settings is not None and Transport.TCP not in settings.transports:
             return False
         if size > MAX_DATAGRAM_BYTES:
@@ -319,6 +327,7 @@ class Attempts:
             contacts=self._contacts(message, departure, branch) if mode is not ContactMode.PATH else None,
             with_path=mode is not ContactMode.CONTACT,
             forwarded=_forwarded(leg, branch),
+            proof=self._siblings.proof(via_branch) if branch.sibling else b"",
         )
         return data, via_branch
 
@@ -337,7 +346,8 @@ class Attempts:
         try:
             aor = message.to.parsed_uri().address_of_record
             transport = branch.target.transport if branch.target is not None else departure.hop.transport
-            return rewritten(message, partial(self._handle, aor), departure.sent_by, transport)
+            address = self._names.of_first_worker(departure.sent_by)
+            return rewritten(message, partial(self._handle, aor), address, transport)
         except ProtocolError:
             # What cannot be read is the registrar's to refuse.
             return []
@@ -347,7 +357,7 @@ class Attempts:
         known = self._connections.get(place)
         if known is not None:
             return Hop(*place, known.id), known.local
-        if target.transport is Transport.UDP and self._is_too_large(branch.backend, target.address, size, now):
+        if target.transport is Transport.UDP and self._is_too_large(branch, target.address, size, now):
             return Hop(Transport.TCP, target.address), None
         return Hop(*place), None
 

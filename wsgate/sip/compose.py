@@ -8,9 +8,11 @@ from typing import NamedTuple
 from wsgate.addr import Address, Hop
 from wsgate.sip.edit import Edit
 from wsgate.sip.flow import Flow, RandomBytes
+from wsgate.sip.headers import with_parameters
 from wsgate.sip.message import Message
 from wsgate.sip.names import Names, side_uri, via_value
 from wsgate.sip.rewriting import Changes
+from wsgate.sip.siblings import PROOF_PARAMETER
 
 DEFAULT_MAX_FORWARDS = 70
 
@@ -127,16 +129,18 @@ class Composer:
         contacts: Changes | None = None,
         with_path: bool = True,
         forwarded: tuple[tuple[bytes, bytes], ...] = (),
+        proof: bytes = b"",
     ) -> bytes:
         """The bytes for one target. `uri` replaces the Request-URI, `routes` are put on top of what Route remains.
 
         `contacts` are the Contact values of a REGISTER to be replaced (rule R5); without `with_path` it gets no Path.
-        `forwarded` are header lines of the caller's upgrade.
+        `forwarded` are header lines of the caller's upgrade, `proof` shows another worker that we wrote this (T3).
         """
         edit = Edit(message)
         if uri is not None and uri != message.uri:
             edit.request_uri(uri)
-        edit.insert_first(b"Via", via_value(departure.hop, departure.sent_by, branch))
+        via = via_value(departure.hop, departure.sent_by, branch)
+        edit.insert_first(b"Via", with_parameters(via, PROOF_PARAMETER, proof) if proof else via)
         if drop_routes:
             edit.drop_values(b"route", drop_routes)
         if routes:

@@ -11,7 +11,8 @@ from wsgate.sip.compose import Leg
 from wsgate.sip.dialogs import Key
 from wsgate.sip.flow import Flow
 from wsgate.sip.message import Message
-from wsgate.sip.proxy import Arrival
+from wsgate.sip.proxy import Arrival, ToSibling
+from wsgate.sip.siblings import Siblings
 from wsgate.sip.targets import Target
 from wsgate.sip.transaction import ClientTransaction, ServerTransaction
 from wsgate.sip.transaction import Effect as TransactionEffect
@@ -69,6 +70,8 @@ class Outcome(enum.Enum):
 class Way(NamedTuple):
     """How one flow of a registered instance is reached: a browser's flow, or the place of a phone (rule G5).
 
+    The flow of a `sibling`, another worker, is reached at its place by a Route (T3).
+
     `uri` is its Contact, `routes` its stored Path (RFC 3327 §5.4).
     """
 
@@ -76,6 +79,7 @@ class Way(NamedTuple):
     target: Target | None
     uri: bytes
     routes: tuple[bytes, ...]
+    sibling: bool = False
 
 
 class Branch:
@@ -84,7 +88,8 @@ class Branch:
     A branch goes to a browser's `flow`, or to `targets` of a `backend` (None: wherever its resolution leads, empty
     name: a target of direct_targets). `uri` replaces the Request-URI, `routes` are put on top of what Route remains.
     One that the location service found has `ways` left: the other flows of its instance (RFC 5626 §7). `breadth` is
-    its share of Max-Breadth, None where the request was not forked (RFC 5393 §5.3.3).
+    its share of Max-Breadth, None where the request was not forked (RFC 5393 §5.3.3). The targets of a branch to a
+    `sibling` are the place of another worker (T3).
     """
 
     __slots__ = (
@@ -102,6 +107,7 @@ class Branch:
         "response",
         "retried",
         "routes",
+        "sibling",
         "target",
         "targets",
         "uri",
@@ -117,8 +123,10 @@ class Branch:
         drop_routes: int = 0,
         uri: bytes | None = None,
         routes: tuple[bytes, ...] = (),
+        sibling: bool = False,
     ) -> None:
         self.context: Context
+        self.sibling = sibling
         self.backend = backend
         self.flow = flow
         self.targets: list[Target] | None = list(targets) if targets is not None else None
@@ -142,8 +150,20 @@ class Branch:
         self.located = way
         self.flow = way.flow
         self.targets = [way.target] if way.target is not None else []
+        self.sibling = way.sibling
         self.uri = way.uri
         self.routes = way.routes
+
+
+def branch_to(way: ToSibling, siblings: Siblings) -> Branch:
+    """The branch to the worker that has the flow, with the flow's token as Route (T3)."""
+    return Branch(
+        targets=siblings.targets(way.worker),
+        drop_routes=way.drop_routes,
+        uri=way.uri,
+        routes=(siblings.route(way.worker, way.connection, way.outbound),),
+        sibling=True,
+    )
 
 
 class Context:

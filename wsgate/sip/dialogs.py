@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 from wsgate.addr import Hop
@@ -27,9 +27,12 @@ class DialogState(enum.Enum):
 
 
 class Side:
-    """One party of a dialog, as far as wsgate saw it. `source` is where the packets of a phone came from (rule G5)."""
+    """One party of a dialog, as far as wsgate saw it. `source` is where the packets of a phone came from (rule G5).
 
-    __slots__ = ("backend", "cseq", "flow", "name", "routes", "source", "target")
+    `elsewhere` is the flow of a browser at another worker; `flow` is then empty, and `routes`, if any, lead there.
+    """
+
+    __slots__ = ("backend", "cseq", "elsewhere", "flow", "name", "routes", "source", "target")
 
     def __init__(
         self,
@@ -40,7 +43,9 @@ class Side:
         target: bytes,
         cseq: int,
         source: Hop | None = None,
+        elsewhere: bytes = b"",
     ) -> None:
+        self.elsewhere = elsewhere
         self.flow = flow
         self.backend = backend
         self.name = name
@@ -51,9 +56,12 @@ class Side:
 
 
 class Dialog:
-    """One entry: the method that began it, both sides, the state, and when it was last touched."""
+    """One entry: the method that began it, both sides, the state, and when it was last touched.
 
-    __slots__ = ("callee", "caller", "key", "method", "state", "touched")
+    It is `shared` where its client moved from one worker to another, and both hold it.
+    """
+
+    __slots__ = ("callee", "caller", "key", "method", "shared", "state", "touched")
 
     def __init__(self, key: Key, method: bytes, caller: Side, callee: Side, now: float) -> None:
         self.key = key
@@ -62,10 +70,12 @@ class Dialog:
         self.callee = callee
         self.state = DialogState.EARLY
         self.touched = now
+        self.shared = False
 
     def holds_flow(self, flow: bytes) -> bool:
-        """True when one side sits on this flow."""
-        return flow in (self.caller.flow, self.callee.flow)
+        """True when one side sits on this flow, here or at another worker."""
+        sides = (self.caller, self.callee)
+        return any(flow in (side.flow, side.elsewhere) for side in sides)
 
 
 class Found(NamedTuple):
@@ -88,6 +98,8 @@ class DialogTable:
         """Keys of dialogs that changed since somebody who keeps a journal set it to an empty set."""
         self.ended: Callable[[Key], None] | None = None
         """Is told the key of every dialog that is over."""
+        self.ended_here: list[Key] = []
+        """Keys of shared dialogs that ended since somebody who tells the other workers emptied the list."""
 
     def __len__(self) -> int:
         return len(self._dialogs)
@@ -143,11 +155,10 @@ class DialogTable:
         dialog = self._dialogs.pop(key, None)
         if dialog is not None:
             self._note(key)
+            if dialog.shared:
+                self.ended_here.append(key)
             for flow in {dialog.caller.flow, dialog.callee.flow} - {b""}:
-                keys = self._keys_of_flow[flow]
-                keys.discard(key)
-                if not keys:
-                    del self._keys_of_flow[flow]
+                self._leave(key, flow)
             if self.ended is not None:
                 self.ended(key)
 
@@ -179,9 +190,39 @@ class DialogTable:
         self._join(dialog, dialog.caller.flow, dialog.callee.flow)
         return True
 
+    def hand_over(self, dialog: Dialog, flows: Collection[bytes]) -> None:
+        """The client that sat on one of these flows is at another worker now, which gets the dialog too."""
+        dialog.shared = True
+        for side in (dialog.caller, dialog.callee):
+            if side.flow in flows:
+                self._leave(dialog.key, side.flow)
+                side.flow, side.elsewhere = b"", side.flow
+
+    def take_over(self, dialog: Dialog, now: float) -> None:
+        """A client is here now: a dialog that it had at another worker, or has here by its other party."""
+        dialog.touched = now
+        if dialog.key in self._dialogs or self.restore(dialog, now):
+            known = self._dialogs[dialog.key]
+            self._join(known, dialog.caller.flow, dialog.callee.flow)
+            known.shared = True
+            self.touch(known, now)
+
+    def end_elsewhere(self, key: Key) -> None:
+        """A shared dialog ended at another worker."""
+        dialog = self._dialogs.get(key)
+        if dialog is not None and dialog.shared:
+            dialog.shared = False
+            self.end(key)
+
     def _note(self, key: Key) -> None:
         if self.changed is not None:
             self.changed.add(key)
+
+    def _leave(self, key: Key, flow: bytes) -> None:
+        keys = self._keys_of_flow.get(flow, set())
+        keys.discard(key)
+        if not keys:
+            self._keys_of_flow.pop(flow, None)
 
     def _join(self, dialog: Dialog, caller: bytes, callee: bytes) -> None:
         dialog.caller.flow = dialog.caller.flow or caller

@@ -8,7 +8,8 @@ together here and nowhere else.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 from wsgate.addr import Address, Hop
 from wsgate.call_peers import CallPeers
@@ -18,13 +19,13 @@ from wsgate.identity import Admitted
 from wsgate.metrics import Counters
 from wsgate.sip.calls import Calls
 from wsgate.sip.compose import Leg, LoopDetection, shows_outbound
-from wsgate.sip.contexts import Branch, Connect, Context, Disconnect, Orphaned, Resolve, Retain, Stray
+from wsgate.sip.contexts import Branch, Connect, Context, Disconnect, Orphaned, Resolve, Retain, Stray, branch_to
 from wsgate.sip.dead_targets import Place
 from wsgate.sip.dialogs import DialogTable
 from wsgate.sip.flow import Flow, FlowTable, RandomBytes
 from wsgate.sip.forwarding import RETRY_AFTER_SECONDS, Forwarding
 from wsgate.sip.identities import Identities
-from wsgate.sip.journal import Journal
+from wsgate.sip.journal import Journal, dialog_value, key_value, read_dialog, read_key
 from wsgate.sip.message import Message, response_to, warning
 from wsgate.sip.names import Names
 from wsgate.sip.orphans import Orphans
@@ -39,12 +40,14 @@ from wsgate.sip.proxy import (
     ToDirect,
     ToFlow,
     ToService,
+    ToSibling,
     is_secure_only,
     malformed,
 )
 from wsgate.sip.registrar import Registrar
 from wsgate.sip.screening import Screening, reply_place, with_via_parameters
 from wsgate.sip.services import TURN_CREDENTIALS, HandOut, Services
+from wsgate.sip.siblings import Siblings, origin
 from wsgate.sip.targets import BackendSettings
 from wsgate.sip.tracking import BEGINNERS, Tracker, is_at
 from wsgate.sip.transaction import (
@@ -92,11 +95,15 @@ class Edge:
         protected_headers: frozenset[bytes] = frozenset(),
         hand_out: HandOut | None = None,
         call_peers: CallPeers | None = None,
+        siblings: Siblings | None = None,
     ) -> None:
         """`hand_out` gives the TURN credentials that go with a registration (rule A5); None: none are handed out.
 
-        `call_peers` is told where the media of calls go (rule P6); None: nobody wants to know.
+        `call_peers` is told where the media of calls go (rule P6); None: nobody wants to know. `siblings` are the other
+        workers, None where this is the only one.
         """
+        siblings = siblings or Siblings(flows.tokens)
+        self._siblings = siblings
         if hand_out is not None:
             protected_headers |= {TURN_CREDENTIALS.lower()}
         self.draining = False
@@ -108,13 +115,15 @@ class Edge:
         self._random_bytes = random_bytes
         self._counters = counters
         self._dialogs = DialogTable(dialogs_limit, settings.dialog_lifetime)
-        self._screening = Screening(settings, flows.tokens, self._dialogs, backends, counters, protected_headers)
-        self._services = Services(registrar, flows, directory, counters, hand_out)
+        self._screening = Screening(
+            settings, flows.tokens, self._dialogs, backends, counters, siblings, protected_headers
+        )
+        self._services = Services(registrar, flows, directory, counters, siblings, hand_out)
         self._tracker = Tracker(self._dialogs, flows.tokens)
         self._layer = TransactionLayer(transactions, counters)
         loops = LoopDetection(random_bytes)
         self._proxy = Proxy(
-            settings, backend_settings, names, flows, self._dialogs, backends, directory, loops.is_looped
+            settings, backend_settings, names, flows, self._dialogs, backends, directory, loops.is_looped, siblings
         )
         self._identities = Identities(self._dialogs, self._proxy, counters)
         self._forwarding = Forwarding(
@@ -131,9 +140,12 @@ class Edge:
             counters,
             self._services.turn_credentials,
             Calls(call_peers, self._dialogs, directory),
+            siblings,
         )
 
-        self._orphans = Orphans(settings, self._dialogs, directory, flows, self._proxy, self._forwarding, counters)
+        self._orphans = Orphans(
+            settings, self._dialogs, directory, flows, self._proxy, self._forwarding, counters, siblings
+        )
 
     # What happens outside
 
@@ -188,7 +200,7 @@ class Edge:
             return self._response(message, hop, now)
         try:
             message, reply_hop = reply_place(message, hop)
-            if not self._screening.is_trusted(hop.address.host) and not self._screening.is_in_known_dialog(message):
+            if not self._screening.may_send(message, hop):
                 return self._turn_away(message, reply_hop, now)
         except ProtocolError:
             self._counters.count("sip_malformed_dropped")
@@ -284,6 +296,36 @@ class Edge:
         """The whole journal."""
         return self._journal.whole(now) if self._journal is not None else b""
 
+    # Clients that move between workers (rule D3)
+
+    def hand_over(self, flows: Collection[bytes]) -> list[object]:
+        """The dialogs of these flows, whose client is at another worker now, as JSON values."""
+        dialogs = {dialog.key: dialog for flow in flows for dialog in self._dialogs.of_flow(flow)}
+        values: list[object] = []
+        for dialog in dialogs.values():
+            value = dialog_value(dialog, 0.0)
+            for name, side in (("caller", dialog.caller), ("callee", dialog.callee)):
+                if side.flow and side.flow not in flows:
+                    # For the other worker this browser is elsewhere: here.
+                    value[name] |= {"flow": "", "elsewhere": side.flow.hex()}
+            values.append([key_value(dialog.key), value])
+            self._dialogs.hand_over(dialog, flows)
+        return values
+
+    def take_over(self, value: Any, now: float) -> None:
+        """What `hand_over` of another worker gave. Raises KeyError, ValueError or TypeError."""
+        key, rest = value
+        self._dialogs.take_over(read_dialog(key, rest, now, 0.0), now)
+
+    def ended_elsewhere(self, value: Any) -> None:
+        """A dialog that another worker holds too is over there. Raises ValueError or TypeError."""
+        self._dialogs.end_elsewhere(read_key(value))
+
+    def ended_here(self) -> list[object]:
+        """The dialogs that other workers hold too and that are over, as JSON values, each once."""
+        ended, self._dialogs.ended_here = self._dialogs.ended_here, []
+        return [key_value(key) for key in ended]
+
     # What comes in
 
     def _response(self, message: Message, hop: Hop, now: float) -> list[Effect]:
@@ -340,17 +382,20 @@ class Edge:
                 self._services.retain(effect, now)
         return outside
 
-    def _arrival(self, hop: Hop) -> tuple[Arrival, Leg]:
+    def _arrival(self, message: Message, hop: Hop) -> tuple[Arrival, Leg]:
         flow = self._flows.get(hop.connection) if hop.connection else None
         sent_by = self._names.sent_by(hop, None if flow else self._forwarding.local_of(hop))
-        return Arrival(hop, flow, flow is None and self._screening.is_trusted(hop.address.host)), Leg(
-            flow, hop, sent_by
-        )
+        leg = Leg(flow, hop, sent_by)
+        if flow is not None:
+            return Arrival(hop, flow, False), leg
+        if self._siblings.is_from(message, hop):
+            return Arrival(hop, None, True, origin(message)), leg
+        return Arrival(hop, None, self._screening.is_trusted(hop.address.host), hop), leg
 
     def _handle_request(self, server: ServerTransaction, message: Message, hop: Hop, now: float) -> Iterable[object]:
         if message.method == b"CANCEL":
             return self._handle_cancel(server, message, hop, now)
-        arrival, leg = self._arrival(hop)
+        arrival, leg = self._arrival(message, hop)
         try:
             decision = self._proxy.decide(message, arrival, now)
             if not isinstance(decision, Answer):
@@ -377,7 +422,7 @@ class Edge:
 
     def _handle_ack(self, message: Message, hop: Hop, now: float) -> Iterable[object]:
         # Rule I7: an ACK is never answered; what may not go on is dropped and counted.
-        arrival, leg = self._arrival(hop)
+        arrival, leg = self._arrival(message, hop)
         try:
             against = self._identities.refusal(message, arrival.flow, now)
             decision = against or self._proxy.decide(message, arrival, now)
@@ -410,7 +455,7 @@ class Edge:
         return Answer(503, "Service Unavailable", _retry(DIALOGS_FULL))
 
     def _branches(
-        self, decision: Answer | ToBackend | ToDirect | ToFlow, message: Message, now: float
+        self, decision: Answer | ToBackend | ToDirect | ToFlow | ToSibling, message: Message, now: float
     ) -> list[Branch] | Answer:
         if isinstance(decision, Answer):
             return decision
@@ -420,6 +465,8 @@ class Edge:
             return [Branch(targets=[decision.target], drop_routes=decision.drop_routes)]
         if is_secure_only(message):
             return SECURE_ONLY
+        if isinstance(decision, ToSibling):
+            return [branch_to(decision, self._siblings)]
         # Rule C2: what its Route brought here may still name a GRUU, which the browser does not know as its own.
         uri = decision.uri or self._services.contact_behind_gruu(message, decision.flow.id, now)
         return [Branch(flow=decision.flow, drop_routes=decision.drop_routes, uri=uri)]
@@ -452,8 +499,10 @@ class Edge:
             return
         if arrival.flow is not None:
             may_change = self._proxy.is_party(found.sender, arrival.flow.id)
+        elif arrival.origin is None:
+            may_change = True  # another worker has seen that it is the party's
         else:
-            host = arrival.hop.address.host
+            host = arrival.origin.address.host
             may_change = self._screening.is_backend(host) or is_at(found.sender.target, host)
         self._tracker.request(message, now, may_change)
 

@@ -47,9 +47,18 @@ class FlowTokens:
         self._current = keys[0]
         self._worker = worker
 
-    def make(self, connection: bytes) -> bytes:
-        """The token of a connection id of 8 bytes: 38 characters that need no escaping in a URI."""
-        signed = bytes((TOKEN_VERSION, self._current.id)) + self._worker.to_bytes(2, "big") + connection
+    @property
+    def worker(self) -> int:
+        """The number of this worker, as it stands in its tokens."""
+        return self._worker
+
+    def make(self, connection: bytes, worker: int | None = None) -> bytes:
+        """The token of a connection id of 8 bytes: 38 characters that need no escaping in a URI.
+
+        `worker` is that of the connection where it is not this one.
+        """
+        number = self._worker if worker is None else worker
+        signed = bytes((TOKEN_VERSION, self._current.id)) + number.to_bytes(2, "big") + connection
         mac = hmac.digest(self._current.secret, signed, "sha256")[:_MAC_BYTES]
         return base64.urlsafe_b64encode(signed + mac).rstrip(b"=")
 

@@ -25,6 +25,7 @@ from wsgate.sip.names import Names
 from wsgate.sip.probes import Probe
 from wsgate.sip.proxy import Arrival, Backends, SipSettings
 from wsgate.sip.rewriting import HANDLE_PARAMETER, contact_uri, restored
+from wsgate.sip.siblings import Siblings
 from wsgate.sip.targets import BackendSettings
 from wsgate.sip.tracking import Party, Tracker
 from wsgate.sip.transaction import ClientTransaction, Ended, Failure, ServerTransaction, State, TransactionLayer
@@ -54,6 +55,7 @@ class Forwarding:
         counters: Counters,
         turn_credentials: TurnCredentials,
         calls: Calls,
+        siblings: Siblings,
     ) -> None:
         self._calls = calls
         self._settings = settings
@@ -66,7 +68,17 @@ class Forwarding:
         self._contact_behind = contact_behind
         self._backends = backends
         self._attempts = Attempts(
-            settings, backend_settings, layer, names, backends, loops, tokens.handle, random_bytes, counters, calls
+            settings,
+            backend_settings,
+            layer,
+            names,
+            backends,
+            loops,
+            tokens.handle,
+            random_bytes,
+            counters,
+            calls,
+            siblings,
         )
         self._invites: dict[int, Context] = {}
         self._invites_of_flow: dict[bytes, set[int]] = {}
@@ -317,9 +329,11 @@ class Forwarding:
         if message.status == 503:
             self._refuse(context, 500, "Server Internal Error", "the next hop answered 503", now, effects)
             return
-        caller = self._caller(context.arrival)
-        callee = Party(branch.flow.id if branch.flow else b"", branch.backend, _source(branch))
-        key = self._tracker.response(context.message, caller, callee, message, now)
+        key = None
+        if not _only_passes(context, branch):
+            caller = self._caller(context.arrival)
+            callee = Party(branch.flow.id if branch.flow else b"", branch.backend, _source(branch))
+            key = self._tracker.response(context.message, caller, callee, message, now)
         if key is not None:
             context.dialogs[key] = None
         self._calls.response_shown(branch, message, key)
@@ -347,7 +361,9 @@ class Forwarding:
     def _caller(self, arrival: Arrival) -> Party:
         if arrival.flow is not None:
             return Party(arrival.flow.id, "")
-        return Party(b"", self._backends.backend_of(arrival.hop.address.host) or "", arrival.hop)
+        if arrival.origin is None:
+            return Party(b"", "")
+        return Party(b"", self._backends.backend_of(arrival.origin.address.host) or "", arrival.origin)
 
     def _restore_contacts(self, edit: Edit, request: Message, response: Message) -> None:
         """Rules R5, C6: the browser finds its own Contact in the 2xx, in its own spelling; others get theirs back."""
@@ -392,9 +408,14 @@ class Forwarding:
         effects += self._layer.respond(context.server, status, data, now)
 
 
+def _only_passes(context: Context, branch: Branch) -> bool:
+    """True for what begins a dialog of others: the worker that it goes to keeps it (T3)."""
+    return branch.sibling and context.arrival.flow is None and not context.message.to_tag
+
+
 def _source(branch: Branch) -> Hop | None:
     """Where the phone is that the location service found (rule G5)."""
-    target = branch.located.target if branch.located is not None else None
+    target = branch.located.target if branch.located is not None and not branch.sibling else None
     return Hop(target.transport, target.address) if target is not None else None
 
 

@@ -94,16 +94,8 @@ class Journal:
 
     def _dialog(self, key: Key, now: float) -> bytes:
         dialog = self._dialogs.get(key)
-        value = None
-        if dialog is not None:
-            value = {
-                "method": _text(dialog.method),
-                "state": dialog.state.value,
-                "touched": round(dialog.touched + self._wall_offset, 3),
-                "caller": _side(dialog.caller),
-                "callee": _side(dialog.callee),
-            }
-        return _line(DIALOG, [_text(part) for part in key], value)
+        value = None if dialog is None else dialog_value(dialog, self._wall_offset)
+        return _line(DIALOG, key_value(key), value)
 
     def _take(self, entries: dict[tuple[str, str], Any], now: float) -> set[bytes]:
         """Read everything before anything is taken, so that a torn file leaves no trace."""
@@ -112,13 +104,13 @@ class Journal:
             if kind == REGISTRATION:
                 registrations += list(self._read_registration(key, value or {"flows": []}))
             elif kind == DIALOG and value is not None:
-                dialogs.append(self._read_dialog(key, value, now))
+                dialogs.append(read_dialog(key, value, now, self._wall_offset))
             elif kind != DIALOG:
                 raise ValueError(kind)
         lost = set()
         for registration in registrations:
             if registration.expires_at > now:
-                self._directory.remember(registration, now)
+                self._directory.restore(registration, now)
                 lost.add(registration.flow)
         for dialog in sorted(dialogs, key=lambda dialog: dialog.touched):
             if self._dialogs.restore(dialog, now):
@@ -137,13 +129,36 @@ class Journal:
                 _bytes(value["handle"]),
             )
 
-    def _read_dialog(self, key: list[Any], value: dict[str, Any], now: float) -> Dialog:
-        call_id, caller_tag, callee_tag = map(_bytes, key)
-        touched = min(now, float(value["touched"]) - self._wall_offset)
-        caller, callee = _read_side(value["caller"]), _read_side(value["callee"])
-        dialog = Dialog((call_id, caller_tag, callee_tag), _bytes(value["method"]), caller, callee, touched)
-        dialog.state = DialogState(value["state"])
-        return dialog
+
+def key_value(key: Key) -> list[str]:
+    """The key of a dialog as a JSON value."""
+    return [_text(part) for part in key]
+
+
+def read_key(value: list[str]) -> Key:
+    """What `key_value` made. Raises ValueError or TypeError."""
+    call_id, caller_tag, callee_tag = map(_bytes, value)
+    return call_id, caller_tag, callee_tag
+
+
+def dialog_value(dialog: Dialog, wall_offset: float) -> dict[str, Any]:
+    """A dialog without its key as a JSON value."""
+    return {
+        "method": _text(dialog.method),
+        "state": dialog.state.value,
+        "touched": round(dialog.touched + wall_offset, 3),
+        "caller": _side(dialog.caller),
+        "callee": _side(dialog.callee),
+    }
+
+
+def read_dialog(key: list[Any], value: dict[str, Any], now: float, wall_offset: float) -> Dialog:
+    """What `dialog_value` made. Raises KeyError, ValueError or TypeError."""
+    touched = min(now, float(value["touched"]) - wall_offset)
+    caller, callee = _read_side(value["caller"]), _read_side(value["callee"])
+    dialog = Dialog(read_key(key), _bytes(value["method"]), caller, callee, touched)
+    dialog.state = DialogState(value["state"])
+    return dialog
 
 
 def _side(side: Side) -> dict[str, Any]:
@@ -155,6 +170,7 @@ def _side(side: Side) -> dict[str, Any]:
         "target": _text(side.target),
         "cseq": side.cseq,
         "source": None if side.source is None else [side.source.transport.value, *side.source.address],
+        "elsewhere": side.elsewhere.hex(),
     }
 
 
@@ -162,7 +178,8 @@ def _read_side(value: dict[str, Any]) -> Side:
     routes = [_bytes(route) for route in value["routes"]]
     flow = bytes.fromhex(value["flow"])
     name, target, cseq = _bytes(value["name"]), _bytes(value["target"]), int(value["cseq"])
-    return Side(flow, str(value["backend"]), name, routes, target, cseq, _read_source(value["source"]))
+    source, elsewhere = _read_source(value["source"]), bytes.fromhex(value.get("elsewhere", ""))
+    return Side(flow, str(value["backend"]), name, routes, target, cseq, source, elsewhere)
 
 
 def _read_source(value: list[Any] | None) -> Hop | None:

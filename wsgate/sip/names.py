@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from wsgate.addr import Address, Hop, Transport, canonical_host, split_host_port
 from wsgate.sip.flow import Flow
@@ -28,7 +29,10 @@ class Names:
         advertise_tls: Iterable[Address] = (),
         aliases: Iterable[str] = (),
         listeners: Iterable[Address] = (),
+        first: Mapping[Address, Address] = MappingProxyType({}),
     ) -> None:
+        """`first` is for each advertised address that of the first worker, where this is another one (rule R5)."""
+        self._first = dict(first)
         self.public = public
         self._advertised = {":" in address.host: address for address in reversed(list(advertise))}
         self._advertised_tls = {":" in address.host: address for address in reversed(list(advertise_tls))}
@@ -48,6 +52,10 @@ class Names:
         self._connections.move_to_end(local)
         while len(self._connections) > OWN_CONNECTIONS:
             self._connections.popitem(last=False)
+
+    def of_first_worker(self, address: Address) -> Address:
+        """What stands in a rewritten Contact for this address of ours: the same, whoever wrote it (rule R5)."""
+        return self._first.get(address, address)
 
     def is_ours(self, uri: Uri, flow: Flow | None = None) -> bool:
         """True when host and port of `uri` are wsgate, for the connection `flow` also its Host of the upgrade.

@@ -19,12 +19,13 @@ from wsgate.directory import Directory
 from wsgate.errors import ProtocolError
 from wsgate.metrics import Counters
 from wsgate.sip.compose import Leg
-from wsgate.sip.contexts import Branch, Context, Effect, Orphaned, Stray
+from wsgate.sip.contexts import Branch, Context, Effect, Orphaned, Stray, branch_to
 from wsgate.sip.dialogs import Dialog, DialogState, DialogTable, Found, Side
 from wsgate.sip.flow import FlowTable
 from wsgate.sip.forwarding import Forwarding
 from wsgate.sip.message import Message
-from wsgate.sip.proxy import Arrival, Proxy, SipSettings, ToDirect, ToFlow
+from wsgate.sip.proxy import Arrival, Proxy, SipSettings, ToDirect, ToFlow, ToSibling
+from wsgate.sip.siblings import Siblings
 
 CANCELLED = b'SIP;cause=480;text="The caller\'s browser is gone"'
 HUNG_UP = b'SIP;cause=480;text="The browser is gone"'
@@ -53,7 +54,9 @@ class Orphans:
         proxy: Proxy,
         forwarding: Forwarding,
         counters: Counters,
+        siblings: Siblings,
     ) -> None:
+        self._siblings = siblings
         self._settings = settings
         self._dialogs = dialogs
         self._directory = directory
@@ -134,8 +137,7 @@ class Orphans:
     def _is_heard(self, side: Side) -> bool:
         if self._flows.get(side.flow) is not None:
             return True
-        heir = self._directory.heir(side.flow, side.target) if self._settings.flow_rebind else None
-        return heir is not None and self._flows.get(heir) is not None
+        return self._settings.flow_rebind and self._directory.heir(side.flow, side.target) is not None
 
     def _bye(self, found: Found, now: float) -> list[Effect]:
         found.sender.cseq += 1
@@ -157,7 +159,9 @@ class Orphans:
         if way is None:
             return None
         if isinstance(way, ToFlow):
-            return Branch(flow=way.flow)
+            return Branch(flow=way.flow, drop_routes=way.drop_routes)
+        if isinstance(way, ToSibling):
+            return branch_to(way, self._siblings)
         if isinstance(way, ToDirect):
             return Branch(targets=[way.target])
         return Branch(backend=way.backend, targets=way.targets)

@@ -38,6 +38,7 @@ from wsgate.sip.headers import NameAddr, Uri, host_port, parse_name_addr, parse_
 from wsgate.sip.message import Message, warning
 from wsgate.sip.names import Names
 from wsgate.sip.rewriting import handle_in
+from wsgate.sip.siblings import Siblings
 from wsgate.sip.targets import BackendSettings, Target
 
 METADATA = tuple(
@@ -124,6 +125,17 @@ class ToFlow(NamedTuple):
     """The Request-URI that the browser knows, where it was rewritten (rule R5)."""
 
 
+class ToSibling(NamedTuple):
+    """Forward to the worker that has this flow (rule T3); `outbound` as the Route that named it said."""
+
+    worker: int
+    connection: bytes
+    outbound: bool
+    drop_routes: int
+    uri: bytes | None = None
+    """As of ToFlow."""
+
+
 class ToDirect(NamedTuple):
     """Forward to a numeric target that `direct_targets` allows (rule D1 b)."""
 
@@ -139,15 +151,20 @@ class ToService(NamedTuple):
     drop_routes: int
 
 
-Decision = Answer | ToBackend | ToFlow | ToDirect | ToService
+Decision = Answer | ToBackend | ToFlow | ToSibling | ToDirect | ToService
 
 
 class Arrival(NamedTuple):
-    """Where a request came from: a browser's flow, or the backend side (flow is None), trusted or not (rule N6)."""
+    """Where a request came from: a browser's flow, or the backend side (flow is None), trusted or not (rule N6).
+
+    `origin` is the hop of the backend side; where another worker passed the request on, the one that it had it from,
+    None for a browser's (T3).
+    """
 
     hop: Hop
     flow: Flow | None
     trusted: bool
+    origin: Hop | None = None
 
 
 class Backends(Protocol):
@@ -194,7 +211,9 @@ class Proxy:
         backends: Backends,
         directory: Directory,
         is_looped: Callable[[Message], bool],
+        siblings: Siblings,
     ) -> None:
+        self._siblings = siblings
         self._settings = settings
         self._backend_settings = backend_settings
         self._names = names
@@ -257,8 +276,9 @@ class Proxy:
                 break
             token = self._flows.tokens.read(uri.user)
             ours = self._names.is_ours(uri, arrival.flow)
-            if arrival.flow is None and token.verdict is Verdict.VALID:
-                # A B2BUA that rewrites our Route with the source of our packets is still understood.
+            if token.verdict is Verdict.VALID and (arrival.flow is None or self._siblings.has(token.worker)):
+                # A B2BUA that rewrites our Route with the source of our packets is still understood. What another
+                # worker calls itself towards its backends is known to that worker alone (V1), so its tokens speak.
                 ours = True
             if not ours:
                 break
@@ -273,7 +293,7 @@ class Proxy:
         registration = self._directory.behind(handle) if handle else None
         if popped.tokens:
             decision = self._to_token(message, *popped.tokens[-1], popped.depth)
-            if registration is not None and isinstance(decision, ToFlow):
+            if registration is not None and isinstance(decision, ToFlow | ToSibling):
                 return decision._replace(uri=registration.contact)
             return decision
         if handle:
@@ -295,20 +315,36 @@ class Proxy:
         if self._settings.flow_rebind and message.to_tag:
             # Rule D3: the same client on a newer flow takes over the dialogs of the old one.
             heir = self._directory.heir(token.connection, message.uri)
+            if heir is not None and self._flows.get(heir) is None:
+                return self._to_sibling(heir, outbound, drop_routes) or self._gone(outbound)
             flow = (self._flows.get(heir) if heir is not None else None) or flow
-        if flow is None:
-            # Rules B1, T2: at once, and never as if it were forged.
-            if outbound:
-                return Answer(430, "Flow Failed", (warning("the flow of this token is gone"),))
-            return Answer(480, "Temporarily Unavailable", (warning("the flow of this token is gone"),))
-        return ToFlow(flow, drop_routes)
+        if flow is None and self._siblings.has(token.worker):
+            # Rule T3: its worker knows what has become of it.
+            return ToSibling(token.worker, token.connection, outbound, drop_routes)
+        return ToFlow(flow, drop_routes) if flow is not None else self._gone(outbound)
+
+    def _to_sibling(self, flow: bytes, outbound: bool, drop_routes: int, uri: bytes | None = None) -> ToSibling | None:
+        """The way to an open flow of another worker (T3), None where it is none."""
+        worker = self._directory.worker_of(flow)
+        if worker is None or not self._siblings.has(worker):
+            return None
+        return ToSibling(worker, flow, outbound, drop_routes, uri)
+
+    def _gone(self, outbound: bool) -> Answer:
+        # Rules B1, T2: at once, and never as if it were forged.
+        status, reason = (430, "Flow Failed") if outbound else (480, "Temporarily Unavailable")
+        return Answer(status, reason, (warning("the flow of this token is gone"),))
 
     def _to_registration(self, registration: Registration | None, drop_routes: int) -> Decision:
         """Rule R5: the newest flow registered under the handle of the Request-URI; none: as B1."""
         flow = self._flows.get(registration.flow) if registration is not None else None
-        if flow is None or registration is None:
-            return Answer(480, "Temporarily Unavailable", (warning("nobody is registered under this handle"),))
-        return ToFlow(flow, drop_routes, registration.contact)
+        if flow is not None and registration is not None:
+            return ToFlow(flow, drop_routes, registration.contact)
+        if registration is not None:
+            elsewhere = self._to_sibling(registration.flow, False, drop_routes, registration.contact)
+            if elsewhere is not None:
+                return elsewhere
+        return Answer(480, "Temporarily Unavailable", (warning("nobody is registered under this handle"),))
 
     def _from_browser(
         self, message: Message, flow: Flow, popped: Popped, remaining: list[bytes], now: float
@@ -327,7 +363,7 @@ class Proxy:
 
     def _is_of_another_process(self, message: Message, tokens: list[tuple[Token, bool]]) -> bool:
         """True for valid tokens of flows that are gone, in a dialog that is not known: those of before a restart."""
-        if any(self._flows.get(token.connection) is not None for token, _ in tokens):
+        if any(self._directory.has_flow(token.connection) for token, _ in tokens):
             return False
         return self._dialogs.find(message.call_id, message.from_tag, message.to_tag) is None
 
@@ -350,7 +386,8 @@ class Proxy:
 
     def is_party(self, side: Side, flow: bytes) -> bool:
         """True when this side of a dialog sits on this flow, or on one that it superseded."""
-        return bool(side.flow) and (side.flow == flow or self._directory.superseded(side.flow, flow, side.target))
+        known = side.flow or side.elsewhere
+        return bool(known) and (known == flow or self._directory.superseded(known, flow, side.target))
 
     def _out_of_dialog(self, message: Message, flow: Flow, popped: Popped, now: float) -> Decision:
         uri = parse_uri(message.uri)
@@ -445,19 +482,30 @@ class Proxy:
         text = f"{place} is no address of a configured backend and not in direct_targets"
         return Answer(403, "Forbidden", (warning(text),))
 
-    def way_to(self, side: Side, now: float) -> ToFlow | ToBackend | ToDirect | None:
+    def way_to(self, side: Side, now: float) -> ToFlow | ToSibling | ToBackend | ToDirect | None:
         """The way for a request of our own to one side of a dialog (rule D4), None where it cannot be reached.
 
         Raises ProtocolError.
         """
-        if side.flow:
-            heir = self._directory.heir(side.flow, side.target) if self._settings.flow_rebind else None
-            flow = (self._flows.get(heir) if heir is not None else None) or self._flows.get(side.flow)
-            return ToFlow(flow, 0) if flow is not None else None
+        if side.flow or side.elsewhere:
+            return self._way_to_browser(side)
         next_hop = side.routes[0] if side.routes else side.target
         uri = parse_uri(next_hop)
         onward = self._to_known_address(uri, 0, now) or self._to_direct_target(uri, next_hop, side, 0)
         return onward or (ToBackend(side.backend, None, 0) if side.backend else None)
+
+    def _way_to_browser(self, side: Side) -> ToFlow | ToSibling | None:
+        named = side.flow or side.elsewhere
+        heir = self._directory.heir(named, side.target) if self._settings.flow_rebind else None
+        known = heir or named
+        depth = 0 if side.flow else _leading(side.routes, self._is_token)
+        flow = self._flows.get(known)
+        if flow is not None:
+            return ToFlow(flow, depth)
+        return self._to_sibling(known, True, depth)
+
+    def _is_token(self, route: bytes) -> bool:
+        return self._flows.tokens.read(parse_uri(route).user).verdict is Verdict.VALID
 
     def domain_of(self, uri: Uri) -> str | None:
         """The backend section that serves this URI's host, `*` where only that one does, or None."""
@@ -472,6 +520,11 @@ class Proxy:
     def is_embedded(self, domain: str) -> bool:
         """True when the embedded registrar serves this backend section."""
         return self._backend_settings[domain].target == EMBEDDED
+
+
+def _leading(routes: Sequence[bytes], pleases: Callable[[bytes], bool]) -> int:
+    """How many from the top please."""
+    return next((number for number, route in enumerate(routes) if not pleases(route)), len(routes))
 
 
 def is_secure_only(message: Message) -> bool:

@@ -14,6 +14,7 @@ from wsgate.sip.flow import FlowTokens, Verdict
 from wsgate.sip.headers import parse_name_addr, with_parameters
 from wsgate.sip.message import MAX_HEADERS, Message
 from wsgate.sip.proxy import Backends, SipSettings
+from wsgate.sip.siblings import Siblings
 
 STRANGER_INTERVAL_SECONDS = 10.0
 """One 403 per this time to an address that may not send to us (rule N6)."""
@@ -32,10 +33,12 @@ class Screening:
         dialogs: DialogTable,
         backends: Backends,
         counters: Counters,
+        siblings: Siblings,
         protected_headers: frozenset[bytes] = frozenset(),
     ) -> None:
         """`protected_headers`, in lower case, are those that nobody but wsgate writes ([identity] forward_headers)."""
         self._protected_headers = protected_headers
+        self._siblings = siblings
         self._settings = settings
         self._tokens = tokens
         self._dialogs = dialogs
@@ -79,6 +82,14 @@ class Screening:
     def is_trusted(self, host: str) -> bool:
         """True for an address of a configured backend and of trusted_sources (rule N6)."""
         return self._backends.backend_of(host) is not None or in_networks(host, self._settings.trusted_sources)
+
+    def may_send(self, message: Message, hop: Hop) -> bool:
+        """True for what these send, for another worker, and for a request of a dialog that we know (rules N6, T3).
+
+        Raises ProtocolError.
+        """
+        known = self.is_trusted(hop.address.host) or self._siblings.is_from(message, hop)
+        return known or self.is_in_known_dialog(message)
 
     def is_in_known_dialog(self, message: Message) -> bool:
         """Rule N6: a valid token in a Route, and a dialog of the table that holds its flow. Raises ProtocolError."""

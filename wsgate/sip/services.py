@@ -19,6 +19,7 @@ from wsgate.sip.message import Message, warning
 from wsgate.sip.proxy import SECURE_ONLY, Answer, Arrival, Service, ToService, is_secure_only
 from wsgate.sip.registrar import Registrar
 from wsgate.sip.registration import registrations
+from wsgate.sip.siblings import Siblings
 from wsgate.sip.targets import Target
 
 ALLOWED_METHODS = b"INVITE, ACK, CANCEL, BYE, OPTIONS, REGISTER, SUBSCRIBE, NOTIFY, REFER, MESSAGE, INFO, PRACK, UPDATE"
@@ -46,8 +47,10 @@ class Services:
         flows: FlowTable,
         directory: Directory,
         counters: Counters,
+        siblings: Siblings,
         hand_out: HandOut | None = None,
     ) -> None:
+        self._siblings = siblings
         self._hand_out = hand_out
         self._registrar = registrar
         self._flows = flows
@@ -126,7 +129,7 @@ class Services:
         instances = [[way for binding in flows if (way := self._way(binding))] for flows in found.instances]
         if is_secure_only(message):
             # Rule C2: a browser cannot show that its leg is TLS to the end.
-            instances = [[way for way in ways if way.flow is None] for ways in instances]
+            instances = [[way for way in ways if way.flow is None and not way.sibling] for ways in instances]
             if found.instances and not any(instances):
                 return SECURE_ONLY
         branches = [_branch(ways, decision.drop_routes) for ways in instances if ways]
@@ -138,7 +141,14 @@ class Services:
         """The browser's flow, or where the phone's packets come from (rule G5); None where neither is there."""
         if binding.flow:
             flow = self._flows.get(binding.flow)
-            return Way(flow, None, binding.contact, binding.path) if flow is not None else None
+            worker = self._directory.worker_of(binding.flow)
+            if flow is not None:
+                return Way(flow, None, binding.contact, binding.path)
+            if worker is None or not self._siblings.has(worker):
+                return None
+            # Rule T3: as if the worker's token were the Path. With `ob`, so that a flow that just went is told by 430.
+            route = self._siblings.route(worker, binding.flow, outbound=True)
+            return Way(None, self._siblings.targets(worker)[0], binding.contact, (route, *binding.path), sibling=True)
         if binding.source is None:
             return None
         target = Target(binding.source.transport, binding.source.address, binding.source.address.host)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from wsgate.addr import Hop
 from wsgate.errors import ProtocolError
 from wsgate.sip.dialogs import Dialog, DialogState, DialogTable, Found, Key, Side
-from wsgate.sip.flow import FlowTokens, Verdict
+from wsgate.sip.flow import FlowTokens, Token, Verdict
 from wsgate.sip.headers import parse_name_addr, parse_uri
 from wsgate.sip.message import Message
 
@@ -105,7 +105,7 @@ class Tracker:
     def _caller(self, request: Message, party: Party) -> Side:
         routes = [route for route in _routes(request) if not self._is_ours(route)]
         name, cseq = request.header(b"from") or b"", request.cseq[0]
-        return Side(party.flow, party.backend, name, routes, _contact(request), cseq, party.source)
+        return self._side(party, name, routes, _contact(request), cseq)
 
     def _callee(self, response: Message, party: Party) -> Side:
         # What stands above our own Record-Route was added behind us; from here the nearest comes first.
@@ -115,13 +115,24 @@ class Tracker:
                 break
             routes.insert(0, route)
         name = response.header(b"to") or b""
-        return Side(party.flow, party.backend, name, routes, _contact(response), 0, party.source)
+        return self._side(party, name, routes, _contact(response), 0)
+
+    def _side(self, party: Party, name: bytes, routes: list[bytes], target: bytes, cseq: int) -> Side:
+        first = self._token(routes[0]) if routes and not party.flow else None
+        elsewhere = first.connection if first is not None else b""
+        return Side(party.flow, party.backend, name, routes, target, cseq, party.source, elsewhere)
 
     def _is_ours(self, route: bytes) -> bool:
+        token = self._token(route)
+        return token is not None and token.worker == self._tokens.worker
+
+    def _token(self, route: bytes) -> Token | None:
+        """The flow token of a Route, also one of another worker (T3)."""
         try:
-            return self._tokens.read(parse_uri(route).user).verdict is Verdict.VALID
+            token = self._tokens.read(parse_uri(route).user)
         except ProtocolError:
-            return False
+            return None
+        return token if token.verdict is Verdict.VALID else None
 
 
 def is_at(target: bytes, host: str) -> bool:

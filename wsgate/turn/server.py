@@ -112,6 +112,20 @@ CHANNEL_NUMBERS = {
 """Which channel numbers are accepted (RFC 8656 §12, RFC 5766 §11; rule P2)."""
 
 
+def part_of_ports(ports: tuple[int, int], number: int, workers: int) -> tuple[int, int]:
+    """The ports of one of several workers: parts of the same size, no two with a port in common.
+
+    With an even number of ports each, so that pairs (EVEN-PORT, RFC 8656 §7.2) lie in one part. What is left over
+    belongs to nobody.
+    """
+    low, high = ports
+    if workers == 1:
+        return ports
+    low += low % 2
+    size = max(1, (high - low + 1) // workers // 2 * 2)
+    return low + number * size, low + (number + 1) * size - 1
+
+
 class TurnServer:
     """STUN Binding and TURN for any transport: bytes of a client and `now` in, effects out.
 
@@ -131,8 +145,12 @@ class TurnServer:
         random_bytes: Callable[[int], bytes],
         counters: Counters,
         calls: CallPeers | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
-        """`calls` is what the calls of registrations allow, for `peer_policy = call` (rule P6)."""
+        """`calls` is what the calls of registrations allow, for `peer_policy = call` (rule P6).
+
+        `share` is the number of this worker and how many there are: each has its part of ports and `total_quota`.
+        """
         if settings.peer_policy is PeerPolicy.ANY:
             calls = None
         elif calls is None:
@@ -147,11 +165,12 @@ class TurnServer:
         self.discovery: Discovery | None = None
         """Set where there is a second address (RFC 5780, rule S4)."""
         self.relay_addresses = tuple(relay_addresses)
-        limits = Limits(settings.user_quota, settings.total_quota, settings.min_lifetime, settings.max_lifetime)
+        total_quota = max(1, settings.total_quota // share[1])
+        limits = Limits(settings.user_quota, total_quota, settings.min_lifetime, settings.max_lifetime)
         self._allocator = Allocator(
             limits,
             self.relay_addresses,
-            settings.relay_ports,
+            part_of_ports(settings.relay_ports, *share),
             self._answers,
             random_bytes,
             counters,
