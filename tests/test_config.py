@@ -37,6 +37,34 @@ def shipped_options() -> list[tuple[str, str]]:
     return [(title, option) for title in parser.sections() for option in parser.options(title)]
 
 
+@pytest.mark.parametrize(
+    ("bind", "fallback"),
+    [
+        ("0.0.0.0:8443", "127.0.0.1:8443"),
+        ("[::]:8443", "[::1]:8443"),
+        ("127.0.0.1:8443", "127.0.0.1:8443"),
+        ("127.0.0.1:8443", "localhost:8443"),
+        ("127.0.0.1:8443", "0.0.0.0:8443"),
+        ("127.0.0.1:8443", "127.0.0.1:5060"),
+        ("127.0.0.1:8443", "127.0.0.1:0"),
+    ],
+)
+def test_http_fallback_is_never_our_own_port(bind: str, fallback: str):
+    error = refused("", f"[listener web]\nbind = {bind}\nhttp_fallback = {fallback}\n")
+    assert (error.section, error.option) == ("listener web", "http_fallback")
+
+
+@pytest.mark.parametrize(
+    "fallback", ["127.0.0.1:80", "[::1]:8080", "192.0.2.9:443", "apache.test:80", "127.0.0.2:8443"]
+)
+def test_http_fallback_may_be_another_server(fallback: str):
+    text = f"[listener web]\nbind = 127.0.0.1:8443\nhttp_fallback = {fallback}\n"
+    assert any("the web phone stands at /" in notice for notice in parse(text, "x").notices)
+    quiet = parse(text + "[web]\nphone = off\n", "x")
+    assert not any("phone" in notice for notice in quiet.notices)
+    assert str(quiet.listeners["web"].http_fallback) == fallback
+
+
 def test_the_shipped_file_is_good_and_says_nothing_that_startles():
     configuration = load(SHIPPED)
     assert configuration.path == str(SHIPPED)

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "wsgate"
 FLOORS = {
     "words": "errors addr settings log metrics handover",
     "codecs": (
-        "keys certificate ws/frames ws/handshake"
+        "keys certificate ws/frames ws/handshake http/head http/body http/passing"
         " sip/headers sip/mending sip/message sip/edit sip/framing sip/sdp turn/stun"
     ),
     "machines": (
@@ -31,7 +31,8 @@ FLOORS = {
         " turn/server turn/client turn/uri turn/alternates"
     ),
     "net": (
-        "net/clock net/tls net/readers net/stream net/datagram net/forwarded net/upgrade net/port net/listener"
+        "net/clock net/tls net/readers net/stream net/datagram net/forwarded net/request_head"
+        " net/tunnel net/fallback net/upgrade net/port net/listener"
         " net/nameserver net/resolver net/keep_alive net/backend_codec net/backend_stream net/backend"
         " net/relay net/turn_stream net/dtls net/mesh"
     ),

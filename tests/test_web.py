@@ -62,6 +62,24 @@ def test_head_has_the_headers_and_no_body():
     assert answer.headers["Content-Length"] == str(len(PAGE.data))
 
 
+TURN = "[turn]\nudp = 127.0.0.1:0\n"
+
+
+@pytest.mark.parametrize(
+    ("extra", "ours"),
+    [
+        ("", {"/", "/index.html", "/phone.json", "/healthz", "/status", "/metrics"}),
+        ("[web]\nphone = off\n", {"/healthz", "/status", "/metrics"}),
+        ("[web]\nphone = off\nhealth = off\nmetrics_from =\n", set()),
+        ("[web]\nphone = off\nhealth = off\nmetrics_from =\n" + TURN, {"/turn"}),
+    ],
+)
+def test_which_paths_are_ours_where_a_web_server_has_the_others(extra: str, ours: set[str]):
+    asked = {"/", "/index.html", "/phone.json", "/healthz", "/status", "/metrics", "/turn"}
+    asked |= {"/site", "//", "/healthz/", "/Status", "/phone.js", "/%68ealthz", "/index.html/"}
+    assert {path for path in asked if application(extra).owns(path)} == ours
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
 def test_other_methods_are_405(method: str):
     answer = ask(application(), "/", method=method)

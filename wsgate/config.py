@@ -334,6 +334,12 @@ def _completed(configuration: Configuration, notices: list[str]) -> Configuratio
         notices.append(
             f"{configuration.path} [turn] relay_engine: this version has no compiled engine; the pure one relays"
         )
+    for name, listener in configuration.listeners.items():
+        if listener.http_fallback is not None and configuration.web.phone:
+            notices.append(
+                f"{configuration.path} [listener {name}] http_fallback: the web phone stands at /, not the page of that"
+                " server, while [web] phone is on"
+            )
     if not configuration.backends:
         notices.append(f"{configuration.path}: no [backend DOMAIN]: no SIP domain is served")
     self_signed = any(
@@ -420,6 +426,7 @@ def _check(configuration: Configuration) -> None:
     _check_listeners(configuration)
     _check_alternates(configuration)
     _check_binds(configuration)
+    _check_fallbacks(configuration)
     _check_backends(configuration)
     _check_ranges(configuration)
     _check_identity(configuration)
@@ -536,6 +543,34 @@ def _check_binds(configuration: Configuration) -> None:
                     allowed="every address and port once",
                 )
         taken.append((endpoint, f"[{section}] {option_name}"))
+
+
+def _check_fallbacks(configuration: Configuration) -> None:
+    """A request handed to one of our own ports would come back for ever."""
+    for name, listener in configuration.listeners.items():
+        fallback = listener.http_fallback
+        if fallback is None:
+            continue
+        place = {"file": configuration.path, "section": f"listener {name}", "option": "http_fallback"}
+        if fallback.port == 0:
+            raise ConfigurationError("the port is missing", **place, allowed="host:port of a web server")
+        hosts = ("127.0.0.1", "::1") if fallback.host == "localhost" else (fallback.host,)
+        for endpoint, (section, option_name) in _endpoints(configuration):
+            if not endpoint.datagram and any(_leads_to(endpoint.address, host, fallback.port) for host in hosts):
+                problem = f"{fallback} is our own port ([{section}] {option_name})"
+                raise ConfigurationError(problem, **place, allowed="host:port of a web server that is not wsgate")
+
+
+def _leads_to(bound: Address, host: str, port: int) -> bool:
+    """True when who connects to `host` and `port` reaches the socket at `bound`, as far as can be seen here."""
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    own = ipaddress.ip_address(bound.host)
+    if bound.port != port:
+        return False
+    return own == ip or ((own.is_unspecified or ip.is_unspecified) and (ip.is_loopback or ip.is_unspecified))
 
 
 def _overlap(one: Address, other: Address) -> bool:

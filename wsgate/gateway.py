@@ -198,6 +198,7 @@ class Gateway:
             "worker": self._crew.number,
             "workers": self._crew.workers,
             "connections": self._guard.connections,
+            "http_fallback": sum(listener.passing for listener in self._listeners),
             "flows": self._signalling.flows(),
             "registrations": counts["registrations"],
             "bindings": counts["bindings"],
@@ -328,6 +329,9 @@ class Gateway:
 
     def _new_listener(self, name: str, files: Files) -> Listener:
         settings = self._configuration.listeners[name]
+        if settings.http_fallback in self._own_addresses("listener"):
+            problem = f"{settings.http_fallback} is our own port"
+            raise ConfigurationError(problem, section=f"listener {name}", option="http_fallback")
         context = None
         if settings.tls is not Switch.OFF:
             alpn = (*ALPN_TURN, ALPN_HTTP) if settings.turn else (ALPN_HTTP,)
@@ -345,6 +349,7 @@ class Gateway:
             self._counters,
             self._admit,
             self._media.streams.speak if settings.turn and self._media is not None else None,
+            self._web.owns,
         )
 
     def _new_media(self, configuration: Configuration, files: Files) -> Media | None:

@@ -171,6 +171,34 @@ class Guard:
         return True
 
 
+class Places:
+    """A number of places, some of them for each address: what is entered here is left again, once."""
+
+    def __init__(self, total: int, per_address: int) -> None:
+        self.taken = 0
+        self._total = total
+        self._per_address = per_address
+        self._by_address: dict[str, int] = {}
+
+    def enter(self, address: str) -> bool:
+        """Take a place for `address`; False: there is none."""
+        key = _key(address)
+        count = self._by_address.get(key, 0)
+        if self.taken >= self._total or count >= self._per_address:
+            return False
+        self.taken += 1
+        self._by_address[key] = count + 1
+        return True
+
+    def leave(self, address: str) -> None:
+        """The place that `enter` took for `address` is free."""
+        key = _key(address)
+        self.taken -= 1
+        self._by_address[key] -= 1
+        if not self._by_address[key]:
+            del self._by_address[key]
+
+
 def _key(address: str) -> str:
     try:
         ip = canonical_ip(ipaddress.ip_address(address.partition("%")[0]))

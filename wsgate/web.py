@@ -127,6 +127,19 @@ class WebApplication:
         start_response(response.status, headers)
         return [] if method == "HEAD" else [response.body]
 
+    def owns(self, path: str) -> bool:
+        """True for a path that is answered here where a web server behind has all others (`http_fallback`).
+
+        The page, whose place is /, is among them with `phone = on` alone.
+        """
+        configuration, settings = self.configuration, self.configuration.web
+        return (
+            (path == "/healthz" and settings.health)
+            or (path in ("/status", "/metrics") and bool(settings.metrics_from))
+            or (path == "/turn" and configuration.turn is not None)
+            or (settings.phone and (path in ("/", "/phone.json") or path[1:] in self._phone))
+        )
+
     def _respond(self, environ: Environ) -> Response:
         path = environ.get("PATH_INFO", "")
         settings = self.configuration.web

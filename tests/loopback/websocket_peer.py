@@ -116,6 +116,7 @@ def running(
     context: ServerContext | None = None,
     host: str = "127.0.0.1",
     application: Callable[..., Any] = page,
+    owns: Callable[[str], bool] = lambda _path: False,
     **settings: Any,
 ) -> Iterator[Running]:
     """A listener for the time of a test; `settings` are those of [listener NAME], tls off unless given."""
@@ -133,6 +134,7 @@ def running(
         handler,
         application,
         counters,
+        owns=owns,
     )
     listener.start()
     try:

@@ -12,6 +12,7 @@ from gevent import ssl
 from wsgate.addr import Address, Network
 from wsgate.guard import Guard
 from wsgate.metrics import Counters
+from wsgate.net.fallback import Fallback
 from wsgate.net.port import Port, PortSettings, Row, Speech
 from wsgate.net.stream import FlowHandler, Streams
 from wsgate.net.upgrade import Accepted, Admit, HttpServer, admit_all
@@ -28,7 +29,7 @@ class ListenerSettings:
     certificate: str = option("", TEXT)
     private_key: str = option("", TEXT)
     turn: bool = option(False, BOOLEAN)
-    http_fallback: Address | None = option(None, optional(ADDRESS), later="handing other paths to a web server")
+    http_fallback: Address | None = option(None, optional(ADDRESS))
     trusted_proxies: tuple[Network, ...] = option((), NETWORKS)
     tls_at_relay: bool = option(False, BOOLEAN)
     proxy_protocol: bool = option(False, BOOLEAN)
@@ -50,15 +51,20 @@ class Listener:
         counters: Counters,
         admit: Admit = admit_all,
         speak_turn: Row | None = None,
+        owns: Callable[[str], bool] = lambda _path: False,
     ) -> None:
         """`sockets` are bound and listen already; `tls_context_provider` gives the context for the next connection.
 
-        `admit` judges the identity of an upgrade; `speak_turn` serves TURN where it is spoken here.
+        `admit` judges the identity of an upgrade; `speak_turn` serves TURN where it is spoken here;
+        `owns` says of a path that the application answers it, though there is an `http_fallback`.
         """
         self.name = name
         self.streams = Streams(websocket_settings, guard, flow_handler, counters)
         self._settings = settings
-        self._http = HttpServer(wsgi_application, lambda: self.streams.settings, guard, counters, admit)
+        self._fallback = Fallback(settings.http_fallback, counters)
+        self._http = HttpServer(
+            wsgi_application, lambda: self.streams.settings, guard, counters, admit, self._fallback, owns
+        )
         rows: dict[Speech, Row] = {Speech.HTTP: self._speak_http}
         if speak_turn is not None:
             rows[Speech.STUN] = speak_turn
@@ -94,7 +100,13 @@ class Listener:
     def reload(self, settings: ListenerSettings, websocket_settings: WebSocketSettings) -> None:
         """New settings for new connections; those that are there, and the ports, stay as they are."""
         self._settings = settings
+        self._fallback.address = settings.http_fallback
         self.streams.settings = websocket_settings
+
+    @property
+    def passing(self) -> int:
+        """How many requests and tunnels are with the web server behind now."""
+        return self._fallback.places.taken
 
     def _port_settings(self) -> PortSettings:
         settings = self._settings

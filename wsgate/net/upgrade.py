@@ -7,7 +7,7 @@ nothing of it, nor of the request, stays in memory.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
@@ -17,15 +17,18 @@ from geventwebsocket.handler import WebSocketHandler
 
 from wsgate.addr import Address, Network
 from wsgate.guard import RETRY_AFTER, Guard
+from wsgate.http.head import HeadError, RequestHead, request_body, request_line
+from wsgate.http.passing import Client
 from wsgate.identity import Admitted
 from wsgate.log import escaped, logger
 from wsgate.metrics import Counters
 from wsgate.net.clock import now
+from wsgate.net.fallback import Fallback, Passing, error_answer
 from wsgate.net.forwarded import asked_host, client_address
+from wsgate.net.request_head import HeadBuffer, HeaderFields
 from wsgate.net.stream import Upgrade
 from wsgate.ws.connection import WebSocketSettings
 from wsgate.ws.handshake import (
-    MAX_HEAD_BYTES,
     SUBPROTOCOL,
     Refusal,
     UpgradeRequest,
@@ -34,9 +37,6 @@ from wsgate.ws.handshake import (
     tokens,
     values,
 )
-
-MAX_FIELDS = 100
-"""Header fields of one request."""
 
 MAX_BODY_BYTES = 65536
 """Of a request to the WSGI application."""
@@ -47,9 +47,6 @@ KEEP_ALIVE_TIMEOUT = 15.0
 ANSWER_TIMEOUT = 120.0
 """Seconds for one answer of the application to leave, the body of its request included."""
 
-_FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
-_REQUEST_LINE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+ /[\x21-\x7e\x80-\xff]* HTTP/1\.[01]\r\n")
 _OVERLOADED = Refusal("503 Service Unavailable", "overloaded", (("Retry-After", str(RETRY_AFTER)),))
 _TOO_FAST = Refusal("503 Service Unavailable", "too many connections", (("Retry-After", "1"),))
 
@@ -63,112 +60,8 @@ def admit_all(_fields: tuple[tuple[str, str], ...], _query: str) -> Admitted:
     return Admitted()
 
 
-class HeadError(ValueError):
-    """A request head that cannot be used; `status` is the answer."""
-
-    def __init__(self, status: HTTPStatus, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-
-
 class HeadTimeout(gevent.Timeout):  # type: ignore[misc]
     """handshake_timeout, KEEP_ALIVE_TIMEOUT or ANSWER_TIMEOUT is over: the connection is closed."""
-
-
-class HeadBuffer:
-    """What pywsgi reads from, in place of a buffered file: bounded, and what is left over can be taken."""
-
-    __slots__ = ("_buffer", "_head_bytes", "_socket", "closed")
-
-    def __init__(self, sock: Any) -> None:
-        self._socket = sock
-        self._buffer = b""
-        self._head_bytes = 0
-        self.closed = False
-
-    def begin(self) -> None:
-        """The next head may be MAX_HEAD_BYTES long."""
-        self._head_bytes = 0
-
-    def peek(self) -> bytes:
-        """What is buffered, at least one byte; empty at the end of TCP."""
-        if not self._buffer:
-            self._buffer = self._socket.recv(4096)
-        return self._buffer
-
-    def take(self) -> bytes:
-        """The bytes behind the head; they are no longer here."""
-        data, self._buffer = self._buffer, b""
-        return data
-
-    def readline(self, limit: int = MAX_HEAD_BYTES) -> bytes:
-        """One line with its end, or what there is at the end of TCP. Raises HeadError 431."""
-        while (end := self._buffer.find(b"\n")) < 0 and len(self._buffer) < limit:
-            data = self._socket.recv(4096)
-            if not data:
-                break
-            self._buffer += data
-        size = min(limit, end + 1 if end >= 0 else len(self._buffer))
-        line, self._buffer = self._buffer[:size], self._buffer[size:]
-        self._head_bytes += size
-        if self._head_bytes > MAX_HEAD_BYTES:
-            raise HeadError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "head is too long")
-        return line
-
-    def read(self, size: int) -> bytes:
-        """`size` bytes of a body, fewer at the end of TCP."""
-        while len(self._buffer) < size:
-            data = self._socket.recv(4096)
-            if not data:
-                break
-            self._buffer += data
-        data, self._buffer = self._buffer[:size], self._buffer[size:]
-        return data
-
-    def close(self) -> None:
-        """No more requests on this connection."""
-        self.closed = True
-
-
-class HeaderFields:
-    """The header fields of a request, read strictly (RFC 9112 §5); what pywsgi asks of its message class.
-
-    A lone LF ends no line: a relay that takes it for part of a value would pass on fields that it never judged.
-    """
-
-    __slots__ = ("fields", "status")
-
-    def __init__(self, buffer: HeadBuffer) -> None:
-        """Raises HeadError."""
-        self.status = ""
-        read: list[tuple[str, str]] = []
-        while (line := buffer.readline()) != b"\r\n":
-            if not line.endswith(b"\r\n"):
-                raise HeadError(HTTPStatus.BAD_REQUEST, "a line of the head does not end with CRLF")
-            name, colon, value = line[:-2].decode("latin-1").partition(":")
-            value = value.strip(" \t")
-            if not colon or not _FIELD_NAME.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
-                raise HeadError(HTTPStatus.BAD_REQUEST, "malformed header field")
-            if len(read) >= MAX_FIELDS:
-                raise HeadError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "too many header fields")
-            read.append((name, value))
-        self.fields = tuple(read)
-
-    def get(self, name: str, default: str | None = None) -> str | None:
-        """The first value of `name`."""
-        return next(iter(values(self.fields, name.lower())), default)
-
-    getheader = get
-
-    @property
-    def typeheader(self) -> str | None:
-        """Content-Type."""
-        return self.get("content-type")
-
-    @property
-    def headers(self) -> Iterator[str]:
-        """The fields as lines."""
-        return (f"{name}: {value}\r\n" for name, value in self.fields)
 
 
 class Accepted:
@@ -215,7 +108,10 @@ class HttpServer(WSGIServer):  # type: ignore[misc]
         guard: Guard,
         counters: Counters,
         admit: Admit = admit_all,
+        fallback: Fallback | None = None,
+        owns: Callable[[str], bool] = lambda _path: False,
     ) -> None:
+        """`fallback` gets, where it has an address, each path but that of the WebSocket and those that `owns` names."""
         super().__init__(
             ("127.0.0.1", 0), application, log=None, error_log=None, environ={"SERVER_NAME": "", "SERVER_PORT": ""}
         )
@@ -223,6 +119,8 @@ class HttpServer(WSGIServer):  # type: ignore[misc]
         self.guard = guard
         self.counters = counters
         self.admit = admit
+        self.fallback = fallback or Fallback(None, counters)
+        self.owns = owns
         self.logger = logger
 
     def serve(self, accepted: Accepted) -> Taken | None:
@@ -252,6 +150,7 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
     def __init__(self, accepted: Accepted, server: HttpServer) -> None:
         super().__init__(accepted.socket, accepted.peer, server, rfile=accepted.head)
         self.taken: Taken | None = None
+        self._passing: Passing | None = None
         self._accepted = accepted
         self._relayed = client_address(accepted.peer, (), ())
 
@@ -261,32 +160,52 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
             self.environ.clear()
         self.__dict__.clear()
 
-    def MessageClass(self, buffer: HeadBuffer, _seekable: int = 0) -> HeaderFields:
-        """Raises HeadError, also for a body that is not taken."""
-        head = HeaderFields(buffer)
-        lengths = values(head.fields, "content-length")
-        if values(head.fields, "transfer-encoding"):
-            raise HeadError(HTTPStatus.NOT_IMPLEMENTED, "no Transfer-Encoding is understood")
-        if len(lengths) > 1 or not all(re.fullmatch("[0-9]{1,10}", length) for length in lengths):
-            raise HeadError(HTTPStatus.BAD_REQUEST, "malformed Content-Length")
-        if lengths and int(lengths[0]) > MAX_BODY_BYTES:
-            raise HeadError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body is too big")
-        return head
+    MessageClass = HeaderFields
 
     def handle_one_request(self) -> Any:
         self.rfile.begin()
         return super().handle_one_request()
 
     def read_request(self, raw_requestline: str) -> bool:
-        """Raises HeadError for what pywsgi would let pass."""
-        if not _REQUEST_LINE.fullmatch(raw_requestline):
-            raise HeadError(HTTPStatus.BAD_REQUEST, "malformed request line")
-        super().read_request(raw_requestline)
+        """Raises HeadError. Nothing is left to pywsgi, which would let much pass, and repair it."""
+        self.command, self.path, self.request_version = request_line(raw_requestline)
+        self.headers = HeaderFields(self.rfile)
         fields = self.headers.fields
-        if "close" in (token.lower() for token in tokens(fields, "connection")):
-            self.close_connection = True
+        asked = [token.lower() for token in tokens(fields, "connection")]
+        is_modern = self.request_version == "HTTP/1.1"
+        self.close_connection = "close" in asked or not (is_modern or "keep-alive" in asked)
         self._relayed = client_address(self._accepted.peer, fields, self._accepted.trusted)
+        self.content_length = None
+        path = self.path.partition("?")[0]
+        if self.server.fallback.address is None or path == self.server.settings().path or self.server.owns(path):
+            self._passing = None
+            self.content_length = self._own_body()
+        else:
+            self._passing = self._pass_on()
         return True
+
+    def _own_body(self) -> int | None:
+        """The Content-Length of a request to us. Raises HeadError, also for a body that is not taken."""
+        lengths = values(self.headers.fields, "content-length")
+        if values(self.headers.fields, "transfer-encoding"):
+            raise HeadError(HTTPStatus.NOT_IMPLEMENTED, "no Transfer-Encoding is understood")
+        if len(lengths) > 1 or not all(re.fullmatch("[0-9]{1,10}", length) for length in lengths):
+            raise HeadError(HTTPStatus.BAD_REQUEST, "malformed Content-Length")
+        length = int(lengths[0]) if lengths else None
+        if length and length > MAX_BODY_BYTES:
+            raise HeadError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body is too big")
+        if length and self.command == "HEAD":
+            raise HeadError(HTTPStatus.BAD_REQUEST, "HEAD has no body")
+        return length
+
+    def _pass_on(self) -> Passing:
+        """Raises HeadError."""
+        head = RequestHead(self.command, self.path, self.request_version, self.headers.fields)
+        accepted = self._accepted
+        peer, remote = accepted.peer.host, self._relayed.remote.host
+        client = Client(peer, remote, self._relayed.relays > 0, accepted.secure)
+        keep = self.request_version == "HTTP/1.1" and not self.close_connection
+        return Passing(head, request_body(head), client, keep)
 
     def get_environ(self) -> dict[str, Any]:
         """The application sees the client's real address."""
@@ -303,10 +222,23 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
 
     def handle_one_response(self) -> None:
         """The head is there: the time limit of the answer begins, and after it that of the next request."""
-        self._accepted.limit(ANSWER_TIMEOUT)
-        super().handle_one_response()
+        if self._passing is None:
+            self._accepted.limit(ANSWER_TIMEOUT)
+            super().handle_one_response()
+        else:
+            self._accepted.limit(None)
+            self._serve_from_fallback(self._passing)
         if not self.close_connection:
             self._accepted.limit(KEEP_ALIVE_TIMEOUT)
+
+    def _serve_from_fallback(self, passing: Passing) -> None:
+        guard: Guard = self.server.guard
+        if guard.overloaded or guard.crowded(passing.client.remote):
+            fields = f"Retry-After: {RETRY_AFTER}\r\n"
+            self.socket.sendall(error_answer(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", fields))
+            self.close_connection = True
+        else:
+            self.close_connection = not self.server.fallback.serve(passing, self.socket, self.rfile)
 
     def run_application(self) -> None:
         path = self.path.partition("?")[0]
