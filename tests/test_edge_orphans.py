@@ -89,6 +89,32 @@ def test_d4_a_2xx_that_still_comes_is_acknowledged_each_time_and_hung_up_once() 
     assert w.edge.counts()["dialogs"] == 0
 
 
+def test_d4_a_2xx_to_a_reinvite_of_a_lost_browser_is_acknowledged_and_the_call_stays_up() -> None:
+    """Without an ACK the other side would end the call (RFC 3261 §14.2) within the time of grace."""
+    w = World(orphan_grace=2.0, reconnect_grace=60.0)
+    flow = w.browser()
+    register(w, flow)
+    answered_call(w, flow)
+    fields = {"to": "<sip:bob@example.com>;tag=b1", "call_id": "c1", "cseq": "9"}
+    w.from_browser(
+        flow, request("INVITE", f"sip:bob@{PBX}", "Route: <sip:198.51.100.7;lr>", f"Contact: <{OWN}>", **fields)
+    )
+    again = w.take(PBX)[0]
+    w.apply(w.edge.flow_closed(flow.id, w.now))
+    w.take()
+    for _ in range(2):
+        w.from_backend(response(again, 200, "OK", f"Contact: <sip:bob@{PBX}>"))
+        ack = w.one(PBX)
+        assert (ack.method, ack.cseq, ack.uri) == (b"ACK", (9, b"ACK"), f"sip:bob@{PBX}".encode())
+        assert (ack.from_tag, ack.to_tag) == (b"a1", b"b1")
+        assert ack.values(b"route") == [b"<sip:198.51.100.7;lr>"]
+    register(w, w.browser(port=2))
+    w.take()
+    w.move(100.0)
+    assert w.take(PBX) == []
+    assert w.edge.counts()["dialogs"] == 1
+
+
 @pytest.mark.parametrize("status", [200, 401, 407, 481, 500])
 def test_d4_an_established_call_gets_bye_after_reconnect_grace_and_any_answer_ends_our_part(status: int) -> None:
     w = World(reconnect_grace=60.0)

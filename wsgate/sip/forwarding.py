@@ -425,8 +425,8 @@ def _is_flow_failure(branch: Branch, response: Message) -> bool:
 
 
 def _is_orphaned(context: Context, response: Message) -> bool:
-    """True when a call was taken whose caller's connection is gone: nobody will acknowledge it (rule D4)."""
-    if context.server is None or context.message.method != b"INVITE" or context.message.to_tag:
+    """True when an INVITE was taken whose sender's connection is gone: nobody will acknowledge it (rule D4)."""
+    if context.server is None or context.message.method != b"INVITE":
         return False
     gone = context.arrival.flow is not None and not context.arrival.flow.is_open
     return gone and 200 <= response.status < 300

@@ -1,8 +1,9 @@
 """Calls whose browser vanished are ended for the other party (rule D4). Pure.
 
 A browser that goes with its own INVITE unanswered: CANCEL after `orphan_grace`, and a 2xx that still comes is
-acknowledged and hung up. With a call up: BYE to the side that still can hear, `reconnect_grace` after the last loss,
-unless the same client has come back on a newer flow (JsSIP keeps its sessions and comes back after 2 to 30 s, rule C7).
+acknowledged and hung up (that of a re-INVITE only acknowledged). With a call up: BYE to the side that still can hear,
+`reconnect_grace` after the last loss, unless the same client has come back on a newer flow (JsSIP keeps its sessions
+and comes back after 2 to 30 s, rule C7).
 A subscription is forgotten then: its NOTIFY finds nobody, and the table has room for the living. A BYE of ours speaks
 for the browser: its From and To, its route set and target as that side gave them, its highest CSeq + 1. Whatever it is
 answered, our part ends.
@@ -104,7 +105,10 @@ class Orphans:
         return effects
 
     def answered(self, orphaned: Orphaned, now: float) -> list[Effect]:
-        """A 2xx came for a caller that is gone: ACK it each time, and hang up once."""
+        """A 2xx came for a caller that is gone: ACK it each time, and hang up once.
+
+        That of a re-INVITE is only acknowledged: its call is up, and the browser has `reconnect_grace` to come back.
+        """
         request, response = orphaned.context.message, orphaned.response
         found = self._dialogs.find(request.call_id, request.from_tag, response.to_tag)
         if not self._settings.orphan_cleanup or found is None:
@@ -114,7 +118,7 @@ class Orphans:
         if ack is None or branch is None:
             return []
         effects = self._forwarding.stray(Stray(ack, _leg(), branch), now)
-        if response.to_tag not in orphaned.context.hung_up:
+        if not request.to_tag and response.to_tag not in orphaned.context.hung_up:
             orphaned.context.hung_up.add(response.to_tag)
             effects += self._bye(found, now)
         return effects
