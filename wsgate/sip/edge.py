@@ -264,8 +264,8 @@ class Edge:
         return self._forwarding.dead_targets()
 
     def is_trusted(self, host: str) -> bool:
-        """True for an address of a configured backend and of trusted_sources (rule N6)."""
-        return self._screening.is_trusted(host)
+        """True where a connection may come from: configured backends, trusted_sources (N6), other workers (T3)."""
+        return self._screening.is_trusted(host) or self._siblings.is_host(host)
 
     def _contact_behind(self, handle: bytes) -> bytes | None:
         registration = self._directory.behind(handle)

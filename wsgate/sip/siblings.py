@@ -49,6 +49,10 @@ class Siblings:
         """True for the number of another worker."""
         return worker in self._targets
 
+    def is_host(self, host: str) -> bool:
+        """True for the address of this machine by which workers reach each other."""
+        return host in self._hosts
+
     def targets(self, worker: int) -> tuple[Target, ...]:
         """Where its backend side is."""
         return self._targets[worker]
