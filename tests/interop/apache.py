@@ -1,9 +1,10 @@
-"""Apache httpd in front of the gateway, with the shipped include and a certificate of the test's own."""
+"""Apache httpd in front of the gateway and behind it, with the shipped includes."""
 
 from __future__ import annotations
 
 import ssl
 import subprocess
+import tempfile
 from pathlib import Path
 
 from tests.interop.process import Process, accepts, free_port
@@ -41,6 +42,67 @@ Define WSGATE_BACKEND {backend}
 <VirtualHost 127.0.0.1:{plain_port}>
     Include {include}
 </VirtualHost>
+"""
+BEHIND = INCLUDE.with_name("behind.conf")
+BEHIND_CONFIG = """
+ServerName localhost
+ServerRoot {directory}
+PidFile {directory}/httpd.pid
+DefaultRuntimeDir {directory}
+ErrorLog {directory}/error.log
+LogLevel warn
+Listen 127.0.0.1:{port}
+User www-data
+Group www-data
+StartServers 1
+ServerLimit 2
+ThreadsPerChild 25
+MaxRequestWorkers 50
+{modules}
+TypesConfig /dev/null
+AddType text/html .html
+ScriptSock {directory}/cgid.sock
+LogFormat "%a %s %r" plain
+CustomLog {directory}/access.log plain
+<VirtualHost 127.0.0.1:{port}>
+    ServerName https://www.example.com
+    UseCanonicalName Off
+    DocumentRoot {directory}/site
+    DirectoryIndex index.html
+    <Directory {directory}/site>
+        Require all granted
+    </Directory>
+    ScriptAlias /cgi/ {directory}/cgi/
+    <Directory {directory}/cgi>
+        Require all granted
+    </Directory>
+    ProxyPass /chat http://127.0.0.1:{application}/chat upgrade=websocket
+    Include {include}
+</VirtualHost>
+"""
+BEHIND_LOADED = (
+    "mpm_event",
+    "authz_core",
+    "alias",
+    "cgid",
+    "dir",
+    "env",
+    "mime",
+    "proxy",
+    "proxy_http",
+    "remoteip",
+    "setenvif",
+)
+CGI = """#!{python}
+import hashlib, os, sys
+size, digest = 0, hashlib.sha256()
+while data := sys.stdin.buffer.read(65536):
+    size += len(data)
+    digest.update(data)
+print("Content-Type: text/plain\\r\\n\\r\\n", end="")
+print(size, digest.hexdigest())
+for name in ("REMOTE_ADDR", "HTTPS", "HTTP_X_REAL_IP", "HTTP_X_FORWARDED_HOST", "HTTP_FORWARDED", "REQUEST_URI"):
+    print(name, os.environ.get(name, "-"))
 """
 LOADED = ("mpm_event", "authz_core", "reqtimeout", "headers", "ssl", "socache_shmcb", "proxy")
 
@@ -110,3 +172,57 @@ class Apache:
     def stop(self) -> None:
         """End httpd and its children."""
         self._process.stop()
+
+
+class ApacheBehind:
+    """httpd without TLS on loopback, as it stands behind wsgate: a site with pages, a CGI program and a WebSocket.
+
+    `site` is the directory of its pages; `application` the port of what answers at /chat.
+    """
+
+    def __init__(self, application: int = 9) -> None:
+        # www-data reads the pages: not below the test's own directory, which lets nobody pass.
+        self._place = tempfile.TemporaryDirectory(prefix="wsgate-apache-")
+        directory = Path(self._place.name)
+        directory.chmod(0o755)
+        self.port = free_port()
+        self.site = directory / "site"
+        (directory / "cgi").mkdir()
+        (self.site / "below").mkdir(parents=True)
+        (self.site / "index.html").write_text("<!doctype html><title>Apache</title>It works behind wsgate.\n")
+        (self.site / "below" / "index.html").write_text("<!doctype html><title>Below</title>\n")
+        program = directory / "cgi" / "echo"
+        program.write_text(CGI.format(python="/usr/bin/python3"))
+        program.chmod(0o755)
+        self._directory = directory
+        config = directory / "httpd.conf"
+        config.write_text(
+            BEHIND_CONFIG.format(
+                directory=directory,
+                port=self.port,
+                modules="\n".join(f"LoadModule {name}_module {MODULES}/mod_{name}.so" for name in BEHIND_LOADED),
+                application=application,
+                include=BEHIND,
+            )
+        )
+        self.start()
+
+    def start(self) -> None:
+        """Run httpd, again after `stop`."""
+        command = ["apache2", "-d", self._directory, "-f", self._directory / "httpd.conf", "-DFOREGROUND"]
+        self._process = Process(command, self._directory / "httpd.log")
+        self._process.ready(lambda: accepts("127.0.0.1", self.port))
+
+    @property
+    def access_log(self) -> str:
+        """Address, status and request line of each request."""
+        return (self._directory / "access.log").read_text()
+
+    def stop(self) -> None:
+        """End httpd and its children."""
+        self._process.stop()
+
+    def close(self) -> None:
+        """End it and remove its files."""
+        self.stop()
+        self._place.cleanup()

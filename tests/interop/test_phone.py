@@ -79,10 +79,11 @@ peer_policy = call
 class PhoneSystem:
     """The daemon with two listeners, three users and TURN over UDP, on loopback.
 
-    With `one_port` TURN is spoken on the port of the secure page and nowhere else. `turn` are further lines of [turn].
+    With `one_port` TURN is spoken on the port of the secure page and nowhere else. `turn` are further lines of [turn],
+    `http_fallback` is that of the secure listener then.
     """
 
-    def __init__(self, directory: Path, *, one_port: bool = False, turn: str = "") -> None:
+    def __init__(self, directory: Path, *, one_port: bool = False, turn: str = "", http_fallback: str = "") -> None:
         self.plain_port, self.secure_port, self.relayed_port = free_port(), free_port(), free_port()
         self._directory = directory
         self._ini = directory / "phone.ini"
@@ -91,9 +92,8 @@ class PhoneSystem:
         ports |= {"sip": free_port(), "turn": free_port(), "relay": relay, "relay_end": relay + 199}
         text = INI.format(directory=directory, domain=DOMAIN, **ports) + turn
         if one_port:
-            text = text.replace("tls = on\nturn = off", "tls = on\nturn = on").replace(
-                f"udp = 127.0.0.1:{ports['turn']}", "udp ="
-            )
+            listener = f"tls = on\nturn = on\nhttp_fallback = {http_fallback}"
+            text = text.replace("tls = on\nturn = off", listener).replace(f"udp = 127.0.0.1:{ports['turn']}", "udp =")
         self._ini.write_text(text)
         for user in USERS:
             self._command("user", "add", "-c", self._ini, "--password-stdin", user)
