@@ -158,6 +158,17 @@ def test_a_nul_in_the_head_is_refused(line: bytes, side: str):
     assert world.counters.values["sip_malformed_requests"] == 1
 
 
+@pytest.mark.parametrize("side", SIDES)
+def test_a_nul_in_the_start_line_is_refused(side: str):
+    """A request is answered, a response dropped."""
+    world = World()
+    data = with_line(b"Subject: x").replace(b" sip:bob@", b" sip:bob\0@")
+    (answer,) = arrive(world, side, data)
+    assert answer.reason == b"Bad Request: malformed request line"
+    assert arrive(world, side, response(answer, 200, "O\0K")) == []
+    assert world.counters.values["sip_malformed_dropped"] == 1
+
+
 def test_a_nul_as_a_quoted_pair_or_in_the_body_passes():
     """RFC 4475 §3.1.1.2."""
     world = World()

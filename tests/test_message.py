@@ -491,6 +491,9 @@ TRAPS = {
     "carriage returns": b"\r",
     "letters": b"a",
     "nulls": b"\0",
+    "quoted nulls": b'"\\\0',
+    "empty quoted and null": b'""\\\0',
+    "lines with bare ends": b"\r\nv:\n",
     "vias": b"SIP/2.0/UDP h,",
     "empty quoted": b'"",',
 }
