@@ -245,6 +245,29 @@ def test_a_peer_policy_that_knows_no_calls_is_said():
     assert not any("peer_policy" in notice for notice in read(without).notices)
 
 
+def test_mobility_with_several_workers_is_said():
+    """Rule E4: a ticket is good at one worker."""
+    assert any("mobility" in notice for notice in read("[wsgate]\nworkers = 2\n[turn]\nmobility = on\n").notices)
+    assert not any("mobility" in notice for notice in read("[turn]\nmobility = on\n").notices)
+
+
+def test_tokens_let_somebody_relay():
+    off = "[turn]\ncredentials_with_register = off\n"
+    assert any("nobody can relay" in notice for notice in read(off).notices)
+    configuration = read(off + "oauth_keys = tokens\n")
+    assert not any("nobody can relay" in notice for notice in configuration.notices)
+    assert "tokens" in [reference.name for reference in configuration.files()]
+
+
+def test_a_second_address_brings_three_sockets_and_needs_the_first_by_name():
+    """RFC 5780 §6; rule S4."""
+    udp = "[turn]\nudp = 127.0.0.1:3478\nalternate_address = 127.0.0.2\n"
+    found = [endpoint for endpoint in read(udp).endpoints() if endpoint.kind == "turn-alternate-udp"]
+    assert [str(endpoint.address) for endpoint in found] == ["127.0.0.1:3479", "127.0.0.2:3478", "127.0.0.2:3479"]
+    with pytest.raises(ConfigurationError, match=r"\[turn\] udp: 0\.0\.0\.0:3478 does not say"):
+        read("[turn]\nalternate_address = 127.0.0.2\n")
+
+
 def test_a_relay_engine_that_is_not_there_is_said():
     assert any("compiled engine" in notice for notice in read("[turn]\nrelay_engine = compiled\n").notices)
     assert not any("compiled" in notice for notice in read("[turn]\nrelay_engine = auto\n").notices)

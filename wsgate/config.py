@@ -320,16 +320,21 @@ def _completed(configuration: Configuration, notices: list[str]) -> Configuratio
     if turn is not None:
         turn = _turn_with_certificate(turn, listeners.get(configuration.tls_listener))
     if turn is not None and not turn.credentials_with_register:
-        if not (turn.users or turn.shared_secret or turn.shared_secret_file):
+        if not any((turn.users, turn.shared_secret, turn.shared_secret_file, turn.oauth_keys)):
             notices.append(
-                f"{configuration.path} [turn]: no users, no shared secret, no credentials_with_register: nobody can"
-                " relay, STUN alone is served"
+                f"{configuration.path} [turn]: no users, no shared secret, no oauth_keys, no credentials_with_register:"
+                " nobody can relay, STUN alone is served"
             )
         if turn.peer_policy is PeerPolicy.CALL:
             notices.append(
                 f"{configuration.path} [turn] peer_policy: without credentials_with_register no call is known to allow"
                 " anything: clients of this server reach each other alone"
             )
+    if turn is not None and turn.mobility and configuration.process.workers > 1:
+        notices.append(
+            f"{configuration.path} [turn] mobility: an allocation stays with its worker: a client whose new address"
+            " comes to another one is refused and has to allocate anew"
+        )
     if turn is not None and turn.relay_engine is RelayEngine.COMPILED:
         notices.append(
             f"{configuration.path} [turn] relay_engine: this version has no compiled engine; the pure one relays"
@@ -417,6 +422,7 @@ def _file_references(configuration: Configuration) -> Iterator[FileReference]:
     if turn is not None:
         yield FileReference("turn", "users", turn.users)
         yield FileReference("turn", "shared_secret_file", turn.shared_secret_file)
+        yield FileReference("turn", "oauth_keys", turn.oauth_keys)
         yield FileReference("turn", "certificate", turn.certificate)
         yield FileReference("turn", "private_key", turn.private_key)
 

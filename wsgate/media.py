@@ -29,6 +29,7 @@ from wsgate.turn.discovery import Discovery
 from wsgate.turn.discovery import Place as PlaceOfSocket
 from wsgate.turn.peers import Peers
 from wsgate.turn.server import TurnServer, TurnSettings
+from wsgate.turn.tokens import TokenKeys, parse_keys
 
 
 class Sockets(NamedTuple):
@@ -238,7 +239,13 @@ def _credentials(settings: TurnSettings, files: Files, registrations: Registrati
             users = users_of_realm(parse_users(_read(files, settings.users, "users")), settings.realm)
         except CredentialsError as error:
             raise ConfigurationError(f"{settings.users}: {error}", section="turn", option="users") from None
-    return Credentials(settings.realm, users, secrets, settings.shared_secret_hash, registrations)
+    token_keys = None
+    if settings.oauth_keys:
+        try:
+            token_keys = TokenKeys(parse_keys(_read(files, settings.oauth_keys, "oauth_keys")), settings.realm)
+        except CredentialsError as error:
+            raise ConfigurationError(f"{settings.oauth_keys}: {error}", section="turn", option="oauth_keys") from None
+    return Credentials(settings.realm, users, secrets, settings.shared_secret_hash, registrations, token_keys)
 
 
 def _read(files: Files, name: str, option: str) -> str:

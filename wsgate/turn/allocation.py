@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from wsgate.addr import Address
+from wsgate.turn.auth import Accepted
 from wsgate.turn.stun import Family, family_of
 
 PERMISSION_SECONDS = 300.0
@@ -161,6 +162,7 @@ class Allocation:
         "relays",
         "reserved",
         "reserved_until",
+        "session",
         "state",
         "ticket",
         "token",
@@ -180,6 +182,7 @@ class Allocation:
         self.token = b""
         self.lifetime = lifetime
         self.mobile = False
+        self.session: Accepted | None = None
         self.ticket = b""
         self.expires = 0.0
         self.armed = 0.0
@@ -190,6 +193,10 @@ class Allocation:
     def advance(self, event: Event) -> None:
         """Go where the table says. Raises KeyError for what it does not have."""
         self.state = TRANSITIONS[self.state, event]
+
+    def show(self, accepted: Accepted | None) -> None:
+        """Keep the token that was shown last: other requests are signed with its key (RFC 7635)."""
+        self.session = accepted if accepted is not None and accepted.seconds_max is not None else None
 
     def remember(self, transaction_id: bytes, effects: Iterable[Effect]) -> None:
         """Keep the answer to the request that brought the allocation to its 5-tuple, for its retransmissions (L1)."""

@@ -26,6 +26,7 @@ from wsgate.turn.allocation import (
     Reply,
 )
 from wsgate.turn.answers import Answers, Field, Request, error_code, mapped_address
+from wsgate.turn.auth import same_user
 from wsgate.turn.mobility import Tickets
 from wsgate.turn.stun import ErrorCode, Family, Message, Method, family_of
 
@@ -123,7 +124,7 @@ class Allocator:
             return self._answers.error(request, families)
         if self.held[user] >= self._limits.user_quota or len(self) >= self._limits.total_quota:
             return self._answers.error(request, 486)
-        allocation = Allocation(request.client, user, message.transaction_id, self.lifetime(message))
+        allocation = Allocation(request.client, user, message.transaction_id, self.lifetime(request))
         allocation.mobile = ticket is not None
         if token is not None:
             return self._redeem(request, allocation, token)
@@ -151,7 +152,7 @@ class Allocator:
     def _redeem(self, request: Request, allocation: Allocation, token: bytes) -> list[Effect]:
         """Take the port that an earlier Allocate of the same user reserved (RFC 8656 §7.2)."""
         holder = self._reservations.get(token)
-        if holder is None or holder.user != allocation.user or holder.reserved is None:
+        if holder is None or not same_user(holder.user, allocation.user) or holder.reserved is None:
             return self._answers.error(request, 508)
         relay, holder.reserved = holder.reserved, None
         del self._reservations[token]
@@ -183,6 +184,7 @@ class Allocator:
     ) -> list[Effect]:
         """The allocation stands: remember it, join its addresses to the client, answer."""
         allocation.advance(Event.OPENED)
+        allocation.show(request.accepted)
         allocation.expires = request.now + allocation.lifetime
         self._enter(allocation)
         self.held[allocation.user] += 1
@@ -230,9 +232,10 @@ class Allocator:
         if family is not None and family not in allocation.relays:
             return self._answers.error(request, 443)
         effects: list[Effect] = []
-        lifetime = self.lifetime(request.message)
+        lifetime = self.lifetime(request)
         if lifetime:
             allocation.advance(Event.REFRESHED)
+            allocation.show(request.accepted)
             allocation.expires = request.now + lifetime
             self.arm(allocation)
         elif family is not None and len(allocation.relays) > 1:
@@ -259,13 +262,14 @@ class Allocator:
         except ProtocolError:
             self._counters.count("turn_tickets_forged")
             return self._answers.error(request, 400)
-        if allocation is None or allocation.user != request.user:
+        if allocation is None or not same_user(allocation.user, request.user):
             return self._answers.error(request, 437 if allocation is None else 441)
         family = request.message.get(stun.REQUESTED_ADDRESS_FAMILY)
-        lifetime = self.lifetime(request.message)
+        lifetime = self.lifetime(request)
         if (family is not None and family not in allocation.relays) or not lifetime:
             return self.refresh(request, allocation)
         allocation.advance(Event.MOVED)
+        allocation.show(request.accepted)
         self._leave(allocation)
         allocation.client = request.client
         self._enter(allocation)
@@ -322,13 +326,15 @@ class Allocator:
             self._serial = len(self._timers)
             heapq.heapify(self._timers)
 
-    def lifetime(self, message: Message) -> int:
-        """Seconds that are granted; 0 stays 0 in a Refresh (rules L2, L3)."""
-        asked = message.get(stun.LIFETIME)
-        if asked == 0 and message.method == Method.REFRESH:
+    def lifetime(self, request: Request) -> int:
+        """Seconds that are granted; 0 stays 0 in a Refresh (rules L2, L3). A token's are the most (RFC 7635 §9)."""
+        asked = request.message.get(stun.LIFETIME)
+        if asked == 0 and request.message.method == Method.REFRESH:
             return 0
         asked = DEFAULT_LIFETIME_SECONDS if asked is None else asked
-        return max(self._limits.min_lifetime, min(asked, self._limits.max_lifetime))
+        granted = max(self._limits.min_lifetime, min(asked, self._limits.max_lifetime))
+        seconds_max = None if request.accepted is None else request.accepted.seconds_max
+        return granted if seconds_max is None else min(granted, seconds_max)
 
     def free(self, allocation: Allocation, now: float) -> list[Effect]:
         """End an allocation and give back everything it held (rule L4)."""

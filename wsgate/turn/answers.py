@@ -71,10 +71,13 @@ class Answers:
         """The success answer."""
         return self._answer(request, MessageClass.SUCCESS, fields)
 
-    def error(self, request: Request, code: int, fields: Iterable[Field] = ()) -> list[Effect]:
-        """The error answer, counted by its code."""
+    def error(
+        self, request: Request, code: int, fields: Iterable[Field] = (), *, reason: str | None = None
+    ) -> list[Effect]:
+        """The error answer, counted by its code; `reason` instead of that of REASONS."""
         self._counters.count(f"turn_answered_{code}")
-        return self._answer(request, MessageClass.ERROR, (stun.ERROR_CODE(error_code(code)), *fields))
+        value = error_code(code) if reason is None else ErrorCode(code, reason)
+        return self._answer(request, MessageClass.ERROR, (stun.ERROR_CODE(value), *fields))
 
     def unknown(self, request: Request) -> list[Effect]:
         """420 for the attributes that are required and unknown (rule S3)."""
@@ -90,6 +93,10 @@ class Answers:
             stun.NONCE(self._authenticator.nonce(request.client.address)),
             stun.PASSWORD_ALGORITHMS(credentials.algorithms),
         )
+        if code == 401 and credentials.token_keys is not None:
+            # RFC 7635 §6.1; the reason gives way to it, so that the answer stays within 128 bytes (rule S4).
+            fields = (*fields, stun.THIRD_PARTY_AUTHORIZATION(credentials.token_keys.server_name))
+            return self.error(request, code, fields, reason="")
         return self.error(request, code, fields)
 
     def take_unauthenticated(self, host: str, size: int, now: float) -> bool:

@@ -17,11 +17,16 @@ from typing import NamedTuple
 from wsgate.addr import Address
 from wsgate.credentials import Users
 from wsgate.turn import stun
-from wsgate.turn.stun import PasswordAlgorithm
+from wsgate.turn.stun import Method, PasswordAlgorithm
+from wsgate.turn.tokens import TokenKeys
 
 NONCE_COOKIE = b"obMatJos2"
 """What a nonce of a server with RFC 8489's features begins with (§9.2)."""
 NONCE_MAC_BYTES = 16
+TOKEN_MARK = ";"
+"""Before the key id in the user of an allocation by a third-party token; no name in a users file begins so."""
+TOKEN_METHODS = (Method.ALLOCATE, Method.REFRESH)
+"""What a token must be shown for; requests about an allocation that stands need its key alone, as clients send them."""
 REGISTERED_MARK = "@"
 """Before the registration's id in the user of an allocation (rule A5)."""
 CLOCK_STEP_SECONDS = 5
@@ -31,6 +36,7 @@ SOURCES_MAX = 65536
 
 PASSWORD_ALGORITHMS_BIT = 1
 USERNAME_ANONYMITY_BIT = 2
+COTURN_MAC_KEY_BYTES = 16
 _NOBODY_KEY = bytes(16)
 
 
@@ -114,8 +120,10 @@ class Credentials:
         secrets: Iterable[str | bytes] = (),
         secret_hash: SecretHash = SecretHash.SHA1,
         registrations: Registrations | None = None,
+        token_keys: TokenKeys | None = None,
     ) -> None:
         self.registrations = registrations
+        self.token_keys = token_keys
         self.realm = realm
         self.users = dict(users or {})
         self.secrets = tuple(secret.encode() if isinstance(secret, str) else secret for secret in secrets)
@@ -127,7 +135,7 @@ class Credentials:
     @property
     def security_features(self) -> int:
         """The 24 bits after the nonce cookie (RFC 8489 §9.2, §18.1). Names that are not listed cannot be hashed."""
-        listed = not self.secrets and self.registrations is None
+        listed = not self.secrets and self.registrations is None and self.token_keys is None
         return PASSWORD_ALGORITHMS_BIT | (USERNAME_ANONYMITY_BIT if listed else 0)
 
     def name_of(self, hashed: bytes) -> str:
@@ -167,10 +175,20 @@ class Credentials:
 
 
 class Accepted(NamedTuple):
-    """The request is who it says: `user` is the name in the file, `:id` of time-limited credentials, or `@id`."""
+    """The request is who it says: `user` is the name in the file, `:id` of time-limited credentials, `@id` of a
+    registration, or `;kid:holder` of a token, which may allocate for `seconds_max`."""
 
     user: str
     key: bytes
+    seconds_max: int | None = None
+
+
+def same_user(one: str, other: str) -> bool:
+    """True when `other` may go on with what `one` began (RFC 8656 §5).
+
+    A token names nobody, and its successor may be of another key: any good one goes on with what a token began.
+    """
+    return one == other or one[:1] == other[:1] == TOKEN_MARK
 
 
 class Refused(NamedTuple):
@@ -217,8 +235,11 @@ class Authenticator:
         made = [self._nonce_of(now - age, address, key) for key in self._nonce_keys]
         return sum(hmac.compare_digest(nonce, one) for one in made) > 0 and age <= self._nonce_lifetime
 
-    def check(self, message: stun.Message, address: Address) -> Accepted | Refused:
-        """The judgement on a request from `address` (RFC 8489 §9.2.4). Raises ProtocolError for unreadable values."""
+    def check(self, message: stun.Message, address: Address, session: Accepted | None = None) -> Accepted | Refused:
+        """The judgement on a request from `address` (RFC 8489 §9.2.4). Raises ProtocolError for unreadable values.
+
+        `session` is the token that was shown last for the allocation of this 5-tuple.
+        """
         if message.integrity is None:
             return Refused(401, challenge=True)
         name, hashed = message.get(stun.USERNAME), message.get(stun.USERHASH)
@@ -230,6 +251,12 @@ class Authenticator:
         algorithm = self._algorithm(message)
         if algorithm is None:
             return Refused(400, challenge=False)
+        token = message.get(stun.ACCESS_TOKEN)
+        if token is not None and self.credentials.token_keys is not None:
+            return self._check_token(message, self.credentials.token_keys, name or "", token)
+        if session is not None and self.credentials.token_keys is not None and message.method not in TOKEN_METHODS:
+            good = message.verify(session.key) and session.user.startswith(f"{TOKEN_MARK}{name}:")
+            return session if good and realm == self.credentials.realm else Refused(401, challenge=True)
         if name is None:
             name = self.credentials.name_of(hashed or b"")
         accepted = None
@@ -238,6 +265,17 @@ class Authenticator:
             if verified and user and realm == self.credentials.realm:
                 accepted = Accepted(user, key)
         return accepted or Refused(401, challenge=True)
+
+    def _check_token(self, message: stun.Message, keys: TokenKeys, kid: str, token: bytes) -> Accepted | Refused:
+        """USERNAME is the key's id, the integrity that of the key in the token (RFC 7635 §4.1, §9; rule A4)."""
+        opened = keys.open(kid, token, self._unix_time())
+        whole = _NOBODY_KEY if opened is None else opened.mac_key
+        # Clients on coturn's library use the first 16 bytes of the key, as long as other keys are.
+        verified = [key for key in (whole, whole[:COTURN_MAC_KEY_BYTES]) if message.verify(key)]
+        if opened is None or not verified or message.get(stun.REALM) != self.credentials.realm:
+            return Refused(401, challenge=True)
+        holder = hashlib.sha256(opened.mac_key).hexdigest()[:16]
+        return Accepted(f"{TOKEN_MARK}{kid}:{holder}", verified[0], opened.seconds)
 
     def _algorithm(self, message: stun.Message) -> PasswordAlgorithm | None:
         """The algorithm of the request's key; None when it was bid down or is not offered (RFC 8489 §9.2.4)."""

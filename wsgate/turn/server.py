@@ -28,7 +28,15 @@ from wsgate.turn import stun
 from wsgate.turn.allocation import Allocation, Client, Effect, RelayAddress, SendToPeer
 from wsgate.turn.allocator import Allocator, Limits
 from wsgate.turn.answers import Answers, Request, mapped_address
-from wsgate.turn.auth import REGISTERED_MARK, Accepted, Authenticator, Credentials, SecretHash, UnauthenticatedRate
+from wsgate.turn.auth import (
+    REGISTERED_MARK,
+    Accepted,
+    Authenticator,
+    Credentials,
+    SecretHash,
+    UnauthenticatedRate,
+    same_user,
+)
 from wsgate.turn.discovery import DATAGRAM_BYTES_MAX as DISCOVERY_BYTES_MAX
 from wsgate.turn.discovery import Discovery
 from wsgate.turn.mobility import Tickets
@@ -101,7 +109,7 @@ class TurnSettings:
     channels_per_allocation: int = option(1024, integer(1, 4096))
     unauthenticated_rate: int = option(4096, integer(128, 10**9))
     mobility: bool = option(False, BOOLEAN)
-    oauth_keys: str = option("", TEXT, later="third-party tokens")
+    oauth_keys: str = option("", TEXT)
     software: str = option("", TEXT)
 
 
@@ -253,6 +261,8 @@ class TurnServer:
             return effects
         if message.method != Method.BINDING or self.discovery is None or client.path not in self.discovery:
             message.disown(stun.DISCOVERY_ATTRIBUTES)
+        if self.credentials.token_keys is None:
+            message.disown((stun.ACCESS_TOKEN.number,))
         request = Request(message, client, now)
         if message.message_class is MessageClass.REQUEST:
             return effects + self._request(request)
@@ -291,7 +301,9 @@ class TurnServer:
             self.counters.count("turn_unexpected_dropped")
             return []
         try:
-            verdict = self._authenticator.check(message, request.client.address)
+            allocation = self._allocator.get(request.client)
+            session = None if allocation is None else allocation.session
+            verdict = self._authenticator.check(message, request.client.address, session)
             if not isinstance(verdict, Accepted):
                 return self._answers.refused(request, verdict.code, challenge=verdict.challenge)
             request = request._replace(accepted=verdict)
@@ -393,7 +405,7 @@ class TurnServer:
         allocation = self._allocator.get(request.client)
         if allocation is None:
             return 437
-        return allocation if allocation.user == request.user else 441
+        return allocation if same_user(allocation.user, request.user) else 441
 
     def _permissions_full(self, allocation: Allocation, hosts: Iterable[str]) -> bool:
         more = sum(host not in allocation.permissions for host in hosts)

@@ -273,6 +273,8 @@ ICMP: Attribute[Icmp] = Attribute(
     lambda value, _: Icmp(value[2] >> 1, (value[2] & 1) << 8 | value[3], int.from_bytes(value[4:8], "big")),
 )
 DONT_FRAGMENT: Attribute[bool] = Attribute(0x001A, "DONT-FRAGMENT", *_FLAG)
+THIRD_PARTY_AUTHORIZATION = Attribute(0x802E, "THIRD-PARTY-AUTHORIZATION", *_text(763))
+ACCESS_TOKEN = Attribute(0x001B, "ACCESS-TOKEN", *_opaque())
 MOBILITY_TICKET = Attribute(0x8030, "MOBILITY-TICKET", *_opaque())
 CHANGE_REQUEST = Attribute(0x0003, "CHANGE-REQUEST", *_INT32)
 PADDING = Attribute(0x0026, "PADDING", *_opaque())
