@@ -1,7 +1,7 @@
 """Browsers behind a firewall that lets out port 443 of one address: run by test_firewall.py in namespaces of its own.
 
-`python -m tests.interop.firewall_scenario DIRECTORY`. The gateway lives in the namespace it is started in, the
-browsers in another one, joined by a veth pair.
+`python -m tests.interop.firewall_scenario DIRECTORY [apache]`. The gateway lives in the namespace it is started in, the
+browsers in another one, joined by a veth pair. With `apache` they phone once more with an Apache behind it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from tests.interop.apache import ApacheBehind
 from tests.interop.chromium import EXECUTABLE, Chromium, WebPhone, assert_call
 from tests.interop.process import Process, accepts, wait_for
 
@@ -154,10 +155,27 @@ def call(browser: Chromium, base: str, way: str, protocol: str) -> None:
         bob.wait_message("hung-up")
 
 
-def main(directory: Path) -> None:
+def call_beside_apache(browser: Chromium, directory: Path) -> None:
+    """An Apache behind the one port (`http_fallback`): its own page is served there, and media passes by `turns:`."""
+    apache = ApacheBehind()
+    try:
+        gateway = Gateway(directory, f"http_fallback = 127.0.0.1:{apache.port}")
+        try:
+            page = browser.open(f"https://{GATEWAY}/below/")
+            assert page.response["status"] == 200
+            assert page.evaluate("document.title") == "Below"
+            call(browser, f"https://{GATEWAY}", *next(way for way in WAYS.items() if way[1] == "tls"))
+            assert f"{BROWSERS} 200 GET /below/ HTTP/1.1" in apache.access_log
+        finally:
+            gateway.stop()
+    finally:
+        apache.close()
+
+
+def main(directory: Path, with_apache: bool) -> None:
     """Page, SIP and media through the one port that is open."""
     with namespace_of_browsers() as enter:
-        gateway = Gateway(directory / "wsgate")
+        gateway: Gateway | None = Gateway(directory / "wsgate")
         try:
             closed = f"import socket; socket.create_connection(('{GATEWAY}', {CLOSED_PORT}), 1)"
             refused = subprocess.run(
@@ -169,10 +187,15 @@ def main(directory: Path) -> None:
             with Chromium(directory / "chromium", flags=flags, executable=executable) as browser:
                 for way, protocol in WAYS.items():
                     call(browser, f"https://{GATEWAY}", way, protocol)
+                stopped, gateway = gateway, None
+                stopped.stop()
+                if with_apache:
+                    call_beside_apache(browser, directory / "behind")
         finally:
-            gateway.stop()
+            if gateway is not None:
+                gateway.stop()
     print("done")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), "apache" in sys.argv[2:])

@@ -23,10 +23,13 @@ def short_path() -> Iterator[Path]:
 
 
 def test_browsers_phone_through_one_open_port(short_path: Path) -> None:
-    """`turn:` over UDP and TCP and `turns:`, on the port of the page and of WSS."""
-    unshare = ["unshare", "-nm"] if os.geteuid() == 0 else ["unshare", "-Urnm"]
+    """`turn:` over UDP and TCP and `turns:`, on the port of the page and of WSS; then with an Apache behind wsgate.
+
+    Apache gives root up, which root alone can do.
+    """
+    unshare, more = (["unshare", "-nm"], ["apache"]) if os.geteuid() == 0 else (["unshare", "-Urnm"], [])
     done = subprocess.run(
-        [*unshare, sys.executable, "-m", "tests.interop.firewall_scenario", str(short_path)],
+        [*unshare, sys.executable, "-m", "tests.interop.firewall_scenario", str(short_path), *more],
         cwd=ROOT,
         capture_output=True,
         text=True,
