@@ -17,6 +17,7 @@ from wsgate.sip.names import Names
 from wsgate.sip.proxy import SipSettings
 from wsgate.sip.registrar import Registrar
 from wsgate.sip.services import HandOut
+from wsgate.sip.siblings import Siblings
 from wsgate.sip.targets import BackendSettings, ContactMode, Target
 from wsgate.sip.transaction import Send, TransactionSettings
 
@@ -24,7 +25,8 @@ GATE, GATE_TLS = Address("192.0.2.1", 5060), Address("192.0.2.1", 5061)
 PUBLIC = Address("gate.example.org", 443)
 PBX = Address("198.51.100.7", 5060)
 EXAMPLE = BackendSettings(target="sip:pbx.example.com", contact_mode=ContactMode.PATH)
-TOKENS = FlowTokens([Key(1, b"k" * 32), Key(0, b"o" * 32)])
+KEYS = (Key(1, b"k" * 32), Key(0, b"o" * 32))
+TOKENS = FlowTokens(KEYS)
 
 
 class FixedBackends:
@@ -73,6 +75,8 @@ class World:
         protected_headers: frozenset[bytes] = frozenset(),
         hand_out: HandOut | None = None,
         call_peers: CallPeers | None = None,
+        worker: int = 0,
+        workers: int = 1,
         **settings: object,
     ) -> None:
         numbers = count(first_number)
@@ -82,14 +86,18 @@ class World:
         self.targets = FixedBackends(targets if targets is not None else {"example.com": [udp()]})
         self.directory = directory or Directory()
         random_bytes = lambda size: next(numbers).to_bytes(size, "big")  # noqa: E731
-        self.flows = FlowTable(TOKENS, random_bytes)
+        self.tokens = FlowTokens(KEYS, worker) if worker else TOKENS
+        self.flows = FlowTable(self.tokens, random_bytes)
+        self.gates = [GATE._replace(port=GATE.port + 100 * number) for number in range(workers)]
         self.names = Names(
-            advertise=[GATE],
+            advertise=[self.gates[worker]],
             advertise_tls=[GATE_TLS] if tls_port else [],
             public=PUBLIC,
             aliases=["gate.alias"],
-            listeners=[Address("192.0.2.1", 443)],
+            listeners=[Address("192.0.2.1", 443), *(gate for gate in self.gates if gate != self.gates[worker])],
+            first={self.gates[worker]: self.gates[0]},
         )
+        others = {number: [gate] for number, gate in enumerate(self.gates) if number != worker}
         self.edge = Edge(
             self.settings,
             backends if backends is not None else {"example.com": EXAMPLE},
@@ -105,6 +113,7 @@ class World:
             protected_headers=protected_headers,
             hand_out=hand_out,
             call_peers=call_peers,
+            siblings=Siblings(self.tokens, others, KEYS),
         )
         self.sent: list[tuple[Hop, bytes]] = []
         self.probes: list[tuple[Hop, bytes]] = []

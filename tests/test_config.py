@@ -378,3 +378,34 @@ def test_a_section_is_a_frozen_dataclass():
         assert dataclasses.is_dataclass(entry.settings)
         with pytest.raises(dataclasses.FrozenInstanceError):
             entry.settings().anything = 1
+
+
+def test_each_worker_has_its_own_port_of_the_backend_side_and_its_part_of_the_others():
+    """V1: `port + k` for UDP, TCP and TLS; port 0 stays any free one."""
+    text = "[wsgate]\nworkers = 3\n[listener s]\nbind = 127.0.0.1:4430\n"
+    configuration = read(text + "[sip]\nbind = 127.0.0.1:5060, 127.0.0.2:0\ntls_bind = 127.0.0.1:5070\n")
+    found = {(one.kind, one.worker, str(one.address)) for one in configuration.endpoints()}
+    for number in range(3):
+        assert ("sip-udp", number, f"127.0.0.1:{5060 + number}") in found
+        assert ("sip-tcp", number, f"127.0.0.1:{5060 + number}") in found
+        assert ("sip-tls", number, f"127.0.0.1:{5070 + number}") in found
+        assert ("sip-udp", number, "127.0.0.2:0") in found
+        assert ("listener", number, "127.0.0.1:4430") in found
+    assert len(found) == len(configuration.endpoints()) == len(configuration.places()) == 3 * 7
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[sip]\nbind = 127.0.0.1:65534\n", "worker 2 would need port 65536"),
+        ("[listener s]\nbind = 127.0.0.1:5062\ntls = off\n[sip]\nbind = 127.0.0.1:5060\n", "is taken by"),
+        ("[turn]\nrelay_ports = 50000-50005\n", "3 workers cannot share so few ports"),
+    ],
+)
+def test_ports_that_do_not_suffice_for_all_workers_are_refused(text: str, says: str):
+    assert says in str(refused("[wsgate]\nworkers = 3\n" + text))
+
+
+def test_each_worker_has_a_state_file_of_its_own():
+    configuration = read("[wsgate]\nworkers = 3\n[sip]\nstate_file = calls\n")
+    assert [reference.name for reference in configuration.states()] == ["calls", "calls.1", "calls.2"]

@@ -237,6 +237,67 @@ def test_a_reload_that_the_worker_refuses_changes_nothing(make: Start):
     assert running.ask()["files"] == first["files"]
 
 
+def ask_all(running: Running, count: int) -> dict[int, dict[str, Any]]:
+    """What each of several stand-ins tells, by number."""
+
+    def found_all() -> dict[int, dict[str, Any]] | None:
+        facts = running.ask()
+        found[facts["number"]] = facts
+        return found if len(found) == count else None
+
+    found: dict[int, dict[str, Any]] = {}
+    return wait_for(found_all, f"all {count} workers to answer", 20) or {}
+
+
+def test_several_workers_are_started_reloaded_restarted_and_stopped(make: Start):
+    running = make()
+    running.write(process="workers = 3")
+    running.launch()
+    wait_for(lambda: running.count(" is ready") == 3, "three workers", 30)
+    before = ask_all(running, 3)
+    assert len({facts["pid"] for facts in before.values()}) == 3
+    assert [len(facts["endpoints"]) for facts in before.values()] == [3, 3, 3]
+    ports = {facts["endpoints"][1][1] for facts in before.values()}
+    assert len(ports) == 3, "each has a backend side of its own"
+    running.signal(signal.SIGHUP)
+    wait_for(lambda: "reloaded" in running.log, "the reload")
+    assert [facts["reloads"] for facts in ask_all(running, 3).values()] == [1, 1, 1]
+    assert running.count("reloaded") == 1
+    os.kill(before[1]["pid"], signal.SIGKILL)
+    wait_for(lambda: running.count(" is ready") == 4, "another worker", 30)
+    after = ask_all(running, 3)
+    assert [after[number]["pid"] == before[number]["pid"] for number in range(3)] == [True, False, True]
+    assert {facts["endpoints"][1][1] for facts in after.values()} == ports
+    assert after[1]["descriptors"] <= before[1]["descriptors"] + 1
+    assert running.stop() == 0
+    assert all(gone(facts["pid"]) for facts in after.values())
+    assert not accepts("127.0.0.1", running.port)
+
+
+def test_a_reload_that_workers_refuse_is_refused_once(make: Start):
+    running = make()
+    running.write(process="workers = 2")
+    running.launch()
+    wait_for(lambda: running.count(" is ready") == 2, "two workers", 30)
+    (running.directory / "reload-fails").touch()
+    running.signal(signal.SIGHUP)
+    wait_for(lambda: "reload refused" in running.log, "the refusal")
+    (running.directory / "reload-fails").unlink()
+    running.signal(signal.SIGHUP)
+    wait_for(lambda: "reloaded" in running.log, "the reload")
+    assert running.count("reload refused") == 1
+
+
+def test_one_worker_that_cannot_start_ends_all(make: Start):
+    """At the first start, as with one: nothing half started."""
+    running = make()
+    (running.directory / "start-fails").touch()
+    running.write(process="workers = 2")
+    assert running.launch().wait(20) == 1
+    assert "the stand-in cannot read" in running.log
+    assert not accepts("127.0.0.1", running.port)
+
+
 def test_addresses_change_with_a_restart_and_that_is_said(make: Start):
     running = make().start()
     running.ini.write_text(running.ini.read_text().replace(str(running.port), str(free_port())))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import socket
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from wsgate.addr import Address
 from wsgate.errors import StartError
 from wsgate.handover import INI, Endpoint, FileReference, Files
 from wsgate.plan import Plan, own_names, read
-from wsgate.sockets import close_all, close_files, open_sockets, read_files
+from wsgate.sockets import addresses, close_all, close_files, inbox, open_sockets, read_files
 
 
 def plan(
@@ -123,3 +125,76 @@ def test_a_plan_that_cannot_be_made_says_why(tmp_path: Path):
 
 def test_the_names_of_a_certificate_hold_loopback():
     assert list(own_names())[-3:] == ["localhost", "127.0.0.1", "::1"]
+
+
+def several(endpoint: Endpoint, workers: int) -> Plan:
+    return plan(*(endpoint._replace(worker=number) for number in range(workers)))._replace(workers=workers)
+
+
+@pytest.mark.parametrize("kind", ["listener", "turn-udp", "turn-tcp"])
+def test_workers_share_a_port_with_a_socket_each(kind: str):
+    opened = open_sockets(several(Endpoint(kind, "a", Address("127.0.0.1", 0)), 3))
+    bound = set(addresses(opened).values())
+    assert (len(opened), len(bound)) == (3, 1)
+    assert bound.pop().port > 0
+    close_all(opened)
+
+
+@pytest.mark.parametrize("kind", ["listener", "turn-udp"])
+def test_a_shared_port_of_somebody_else_is_found_taken(kind: str):
+    """Another wsgate would say SO_REUSEPORT too, and take half of the clients."""
+    first = open_sockets(several(Endpoint(kind, "a", Address("127.0.0.1", 0)), 2))
+    before = open_descriptors()
+    address = next(iter(addresses(first).values()))
+    with pytest.raises(StartError, match="Address already in use"):
+        open_sockets(several(Endpoint(kind, "a", address), 2))
+    assert open_descriptors() == before
+    close_all(first)
+
+
+def test_connections_are_spread_over_the_workers():
+    opened = open_sockets(several(Endpoint("listener", "a", Address("127.0.0.1", 0)), 2))
+    port = next(iter(addresses(opened).values())).port
+    clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(64)]
+    accepted = [0, 0]
+    for number, listening in enumerate(opened.values()):
+        while select.select([listening], [], [], 0.2)[0]:
+            listening.accept()[0].close()
+            accepted[number] += 1
+    assert sum(accepted) == 64
+    assert min(accepted) >= 8
+    for client in clients:
+        client.close()
+    close_all(opened)
+
+
+def test_a_packet_of_a_client_comes_to_the_same_worker_each_time():
+    """TURN over UDP: an allocation lives in one worker."""
+    opened = open_sockets(several(Endpoint("turn-udp", "turn", Address("127.0.0.1", 0)), 3))
+    address = next(iter(addresses(opened).values()))
+    for _ in range(8):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            for _ in range(5):
+                client.sendto(b"x", address)
+        got = {}
+        for number, bound in enumerate(opened.values()):
+            while select.select([bound], [], [], 0.05)[0]:
+                bound.recv(10)
+                got[number] = got.get(number, 0) + 1
+        assert list(got.values()) == [5]
+    close_all(opened)
+
+
+def test_an_inbox_keeps_the_borders_of_messages_and_is_bounded():
+    reading, writing = inbox()
+    writing.send(b"one")
+    writing.send(b"two")
+    assert (reading.recv(100), reading.recv(100)) == (b"one", b"two")
+    sent = 0
+    with contextlib.suppress(BlockingIOError):
+        while sent < 100_000:
+            writing.send(b"x" * 1000)
+            sent += 1
+    assert 10 < sent < 100_000
+    reading.close()
+    writing.close()
