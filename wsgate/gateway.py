@@ -32,7 +32,7 @@ from wsgate.metrics import Counters
 from wsgate.net.backend import BackendLimits, BackendSockets
 from wsgate.net.backend_codec import StreamLimits
 from wsgate.net.clock import now
-from wsgate.net.listener import Listener
+from wsgate.net.listener import Listener, ListenerSettings
 from wsgate.net.mesh import Mesh
 from wsgate.net.resolver import Resolver
 from wsgate.net.tls import ALPN_HTTP, ALPN_TURN, ClientContexts, ServerContext
@@ -166,6 +166,8 @@ class Gateway:
         What shapes sockets and tables ([sip], [limits], [websocket] path, [identity] forward_headers) counts from the
         next start. Raises WsgateError and then keeps what was.
         """
+        for name, listener_settings in configuration.listeners.items():
+            self._check_fallback(name, listener_settings)
         users = _users(configuration, files)
         jwt_keys = _jwt_keys(configuration, files)
         client_contexts = _client_contexts(configuration, files)
@@ -329,9 +331,7 @@ class Gateway:
 
     def _new_listener(self, name: str, files: Files) -> Listener:
         settings = self._configuration.listeners[name]
-        if settings.http_fallback in self._own_addresses("listener"):
-            problem = f"{settings.http_fallback} is our own port"
-            raise ConfigurationError(problem, section=f"listener {name}", option="http_fallback")
+        self._check_fallback(name, settings)
         context = None
         if settings.tls is not Switch.OFF:
             alpn = (*ALPN_TURN, ALPN_HTTP) if settings.turn else (ALPN_HTTP,)
@@ -351,6 +351,12 @@ class Gateway:
             self._media.streams.speak if settings.turn and self._media is not None else None,
             self._web.owns,
         )
+
+    def _check_fallback(self, name: str, settings: ListenerSettings) -> None:
+        """Where a listener is bound to a wildcard, only here it is known which addresses are ours."""
+        if settings.http_fallback in self._own_addresses():
+            problem = f"{settings.http_fallback} is our own port"
+            raise ConfigurationError(problem, section=f"listener {name}", option="http_fallback")
 
     def _new_media(self, configuration: Configuration, files: Files) -> Media | None:
         if configuration.turn is None:

@@ -22,6 +22,8 @@ import pytest
 from tests.interop.process import accepts, free_port, wait_for
 from tests.interop.raw import RawWebSocket
 from wsgate import certificate
+from wsgate.addr import uri_host
+from wsgate.gateway import own_hosts
 
 ROOT = Path(__file__).resolve().parents[2]
 STANDIN = [sys.executable, str(Path(__file__).with_name("standin.py"))]
@@ -405,6 +407,21 @@ def test_a_mistake_in_the_file_is_one_line(make: Start):
     running = make(REAL)
     running.write("[sipp]\n")
     assert [line for line in running.fails() if "did you mean [sip]?" in line] == running.log.splitlines()
+
+
+def test_http_fallback_to_an_address_of_our_own_is_refused_behind_a_wildcard_too(make: Start):
+    running = make(REAL)
+    running.write(listener=f"http_fallback = {uri_host(own_hosts()[0])}:{running.port}")
+    running.ini.write_text(running.ini.read_text().replace("bind = 127.0.0.1", "bind = 0.0.0.0", 1))
+    assert "http_fallback" in running.fails()[-1]
+    assert "is our own port" in running.log
+
+    running.write(listener="http_fallback = 127.0.0.1:9")
+    running.start()
+    text = running.ini.read_text()
+    running.ini.write_text(text.replace("127.0.0.1:9", f"127.0.0.1:{running.port}"))
+    running.signal(signal.SIGHUP)
+    wait_for(lambda: running.log.count("is our own port") == 2, "the refusal")
 
 
 def test_the_key_file_and_the_certificate_are_made_once_for_the_owner_alone(make: Start):

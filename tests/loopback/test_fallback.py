@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import random
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,11 +21,14 @@ from gevent.pool import Group
 from tests.loopback.websocket_peer import LOOPBACK, Browser, Recorder, Running, echo, head, running, server_context
 from tests.loopback.websocket_peer import wait_until as wait
 from wsgate.addr import Address
+from wsgate.errors import WsgateError
 from wsgate.guard import LimitSettings, Places
-from wsgate.http.body import chunk
+from wsgate.http.body import BodyReader, chunk
+from wsgate.http.head import Body, RequestHead, field_line, request_body, request_line
 from wsgate.net import fallback, tunnel
 from wsgate.settings import Switch
 from wsgate.ws.frames import Opcode
+from wsgate.ws.handshake import values
 
 HELLO = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-Own: 1\r\n\r\nhello"
 GET = b"GET /site HTTP/1.1\r\nHost: www.test\r\n\r\n"
@@ -41,6 +46,7 @@ class Behind:
         self.listening.listen(100)
         self.address = Address(host, self.listening.getsockname()[1])
         self.heads: list[bytes] = []
+        self.failures: list[Exception] = []
         self.act = act
         self._connections = Group()
         self._acceptor = gevent.spawn(self._accept)
@@ -63,6 +69,8 @@ class Behind:
             self.act(sock, rest)
         except OSError:
             return
+        except (AssertionError, ValueError, WsgateError) as error:
+            self.failures.append(error)
         finally:
             sock.close()
 
@@ -595,6 +603,67 @@ def test_an_idle_tunnel_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         assert browser.ask(head(path="/chat"))[0] == 101
         assert browser.read_to_end() == b"first"
         browser.close()
+
+
+def test_what_reaches_the_server_is_one_well_formed_request_whatever_was_sent() -> None:
+    """Damaged and glued requests: a connection behind carries one that is beyond doubt, and who asks is true."""
+
+    def act(sock: Any, rest: bytes) -> None:
+        texts.append(found.behind.heads[-1])
+        sock.settimeout(0.5)
+        body = BodyReader(judged(texts[-1])[1])
+        body.receive(rest)
+        while not body.complete and (data := sock.recv(65536)):
+            body.receive(data)
+        assert body.rest == b""
+        sock.sendall(HELLO)
+
+    def judged(text: bytes) -> tuple[RequestHead, Body]:
+        line, *lines = [part + b"\r\n" for part in text.split(b"\r\n")]
+        request = RequestHead(*request_line(line.decode("latin-1")), tuple(map(field_line, lines)))
+        return request, request_body(request)
+
+    seeds = (
+        b"POST /a HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 6.6.6.6\r\nContent-Length: 5\r\n\r\nhello" + GET,
+        b"POST /b HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nConnection: x\r\n\r\n5;x\r\nhello\r\n0\r\n\r\n"
+        + GET,
+        b"GET /c HTTP/1.0\r\nX-Real-IP: 6.6.6.6\r\nForwarded: for=6.6.6.6\r\n\r\n" + GET,
+    )
+    pieces = (
+        b"\r\n",
+        b"\n",
+        b"\r",
+        b" ",
+        b"\t",
+        b":",
+        b"0",
+        b"\0",
+        b"Content-Length: 3\r\n",
+        b"chunked",
+        b";",
+        b"\x0b",
+    )
+    choose, texts = random.Random(11), list[bytes]()
+    with site(act) as found:
+        for _ in range(400):
+            request = bytearray(choose.choice(seeds))
+            for _ in range(choose.randint(1, 3)):
+                place = choose.randrange(len(request))
+                request[place : place + choose.randint(0, 2)] = choose.choice(pieces)
+            browser = found.browser()
+            browser.send(bytes(request))
+            browser.sock.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(ConnectionResetError):
+                browser.read_to_end()
+            browser.close()
+        assert found.count["internal_errors"] == 0
+        assert len(texts) > 100
+        assert found.behind.failures == []
+        for text in texts:
+            fields = judged(text)[0].fields
+            assert values(fields, "x-forwarded-for") == ["127.0.0.1"]
+            assert values(fields, "x-real-ip") == ["127.0.0.1"]
+            assert values(fields, "forwarded") == []
 
 
 def test_the_listener_stops_in_the_middle_of_everything() -> None:
