@@ -8,7 +8,7 @@ import fcntl
 import ipaddress
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from wsgate.addr import Address
@@ -77,12 +77,32 @@ def _opened(endpoint: Endpoint, opened: Mapping[Endpoint, socket.socket], shared
 def _share(endpoint: Endpoint, opened: Mapping[Endpoint, socket.socket]) -> socket.socket:
     """One of several sockets on the same port."""
     address = endpoint.address
-    first = opened.get(endpoint._replace(worker=0))
-    if first is None:
+    twin = next((sock for one, sock in opened.items() if one._replace(worker=endpoint.worker) == endpoint), None)
+    if twin is None:
         _bound(address, endpoint.datagram).close()
     else:
-        address = address._replace(port=first.getsockname()[1])
+        address = address._replace(port=twin.getsockname()[1])
     return _bound(address, endpoint.datagram, shared=True)
+
+
+def close_streams(opened: dict[Endpoint, socket.socket], worker: int) -> list[Endpoint]:
+    """Close the TCP ports that a worker shares with others, who get all its new connections then; for `reopen`."""
+    found = [one for one in opened if one.worker == worker and one.shared and not one.datagram]
+    for endpoint in found:
+        opened.pop(endpoint).close()
+    return found
+
+
+def reopen(opened: dict[Endpoint, socket.socket], endpoints: Iterable[Endpoint]) -> list[Endpoint]:
+    """Open what `close_streams` closed; returns what cannot be opened now."""
+    failed = []
+    for endpoint in endpoints:
+        try:
+            opened[endpoint] = _share(endpoint, opened)
+        except OSError as error:
+            logger.error("cannot open TCP %s again: %s", endpoint.address, error.strerror)
+            failed.append(endpoint)
+    return failed
 
 
 def _with_free_tcp_port(endpoint: Endpoint) -> socket.socket:

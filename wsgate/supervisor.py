@@ -27,6 +27,9 @@ from wsgate.worker_process import State, WorkerProcess, WorkerStart
 SAME_SIGNAL_SECONDS = 1.0
 """A second signal within this time is the first one again: some callers signal the process and its group."""
 
+WAITING_SECONDS = 2.0
+"""How long connections may wait for a worker that is started again; beyond it the others take them."""
+
 SYSLOG_SOCKET = Path("/dev/log")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
@@ -51,6 +54,7 @@ class Supervisor:
         self._pidfile: daemon.PidFile | None = None
         self._sockets: dict[Endpoint, socket.socket] = {}
         self._files: dict[str, int] = {}
+        self._closed: dict[int, list[Endpoint]] = {}
         self._inboxes: list[tuple[socket.socket, socket.socket]] = []
         self._offered: tuple[Plan, dict[str, int]] | None = None
         self._asked: set[int] = set()
@@ -135,6 +139,9 @@ class Supervisor:
     def _start_worker(self, worker: WorkerProcess) -> None:
         # What starts in the midst of a reload has the old files.
         self._reload_wanted |= self._offered is not None
+        closed = sockets.reopen(self._sockets, self._closed.pop(worker.number, ()))
+        if closed:
+            self._closed[worker.number] = closed
         worker.fork(lambda channel: self._become_worker(worker.number, channel))
 
     def _become_worker(self, number: int, channel: Channel) -> None:
@@ -256,6 +263,8 @@ class Supervisor:
             raise StartError(reason)
         delay = worker.wait_for_restart()
         logger.error("%s; starting another in %g seconds", reason, delay)
+        if delay > WAITING_SECONDS and any(other.state is State.RUNNING for other in self._workers):
+            self._closed.setdefault(worker.number, []).extend(sockets.close_streams(self._sockets, worker.number))
         if worker.number in self._asked:
             self._asked.discard(worker.number)
             self._conclude_reload()

@@ -276,6 +276,20 @@ def test_several_workers_are_started_reloaded_restarted_and_stopped(make: Start)
     assert not accepts("127.0.0.1", running.port)
 
 
+def test_connections_go_to_the_others_while_one_keeps_dying(make: Start):
+    running = make()
+    running.write(process="workers = 2")
+    running.launch()
+    wait_for(lambda: running.count(" is ready") == 2, "two workers", 30)
+    other = ask_all(running, 2)
+    (running.directory / "start-dies").touch()
+    os.kill(other[1]["pid"], signal.SIGKILL)
+    wait_for(lambda: "starting another in 4 seconds" in running.log, "the back-off", 30)
+    assert {running.ask()["pid"] for _ in range(12)} == {other[0]["pid"]}
+    (running.directory / "start-dies").unlink()
+    assert set(ask_all(running, 2)) == {0, 1}
+
+
 def test_a_reload_that_workers_refuse_is_refused_once(make: Start):
     running = make()
     running.write(process="workers = 2")

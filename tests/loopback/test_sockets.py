@@ -15,7 +15,7 @@ from wsgate.addr import Address
 from wsgate.errors import StartError
 from wsgate.handover import INI, Endpoint, FileReference, Files
 from wsgate.plan import Plan, own_names, read
-from wsgate.sockets import addresses, close_all, close_files, inbox, open_sockets, read_files
+from wsgate.sockets import addresses, close_all, close_files, close_streams, inbox, open_sockets, read_files, reopen
 
 
 def plan(
@@ -165,6 +165,22 @@ def test_connections_are_spread_over_the_workers():
     assert min(accepted) >= 8
     for client in clients:
         client.close()
+    close_all(opened)
+
+
+def test_what_a_worker_shared_goes_to_the_others_until_it_is_back():
+    opened = open_sockets(several(Endpoint("listener", "a", Address("127.0.0.1", 0)), 2))
+    before = addresses(opened)
+    closed = close_streams(opened, 0)
+    assert [endpoint.worker for endpoint in closed] == [0]
+    address = next(iter(addresses(opened).values()))
+    clients = [socket.create_connection(address) for _ in range(16)]
+    [listening] = opened.values()
+    for client in clients:
+        listening.accept()[0].close()
+        client.close()
+    assert reopen(opened, closed) == []
+    assert addresses(opened) == before
     close_all(opened)
 
 
