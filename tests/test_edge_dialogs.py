@@ -46,6 +46,31 @@ def test_every_method_passes_inside_a_dialog_both_ways(method):
 # The dialog table
 
 
+def test_a_2xx_that_comes_again_after_bye_begins_no_second_dialog():
+    """Its ACK was lost, and the copy meets the BYE: the table would keep a call that nobody is in for its lifetime."""
+    world = World()
+    call = Call(world, world.browser())
+    world.from_browser(call.flow, call.request("BYE"))
+    world.from_backend(response(world.one(PBX), 200, "OK"))
+    world.take()
+    assert world.edge.counts()["dialogs"] == 0
+    world.from_backend(response(call.invite, 200, "OK", BOB, to_tag="b1"))
+    assert world.one(call.flow).status == 200, "I6: the copy passes all the same"
+    assert world.edge.counts()["dialogs"] == 0
+
+
+def test_a_2xx_of_a_fork_whose_early_dialog_is_over_begins_it_again():
+    """I6: every forked 2xx is a call of its own (RFC 3261 §13.2.2.4)."""
+    world = World()
+    flow = world.browser()
+    world.from_browser(flow, request("INVITE", "sip:bob@example.com", CONTACT))
+    invite = world.one(PBX)
+    world.from_backend(response(invite, 183, "x", BOB, to_tag="b2"))
+    for tag, count in [("b1", 1), ("b2", 2)]:
+        world.from_backend(response(invite, 200, "OK", BOB, to_tag=tag))
+        assert world.edge.counts()["dialogs"] == count
+
+
 def test_a_dialog_begins_with_the_first_101_to_2xx_that_has_a_to_tag():
     world = World()
     flow = world.browser()

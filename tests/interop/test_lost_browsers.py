@@ -15,7 +15,11 @@ import pytest
 
 from tests.interop.cut_relay import Cut, CutRelay
 from tests.interop.daemon import Daemon
-from tests.interop.parties import (
+from tests.interop.process import wait_for
+from tests.interop.raw import header, headers
+from tests.interop.softphone import Softphone
+from tests.interop.softphone import header as header_of_text
+from tests.interop.two_ends import (
     CALLS,
     DOMAIN,
     FAR,
@@ -31,10 +35,6 @@ from tests.interop.parties import (
     leg_of_called,
     leg_of_caller,
 )
-from tests.interop.process import wait_for
-from tests.interop.raw import header, headers
-from tests.interop.softphone import Softphone
-from tests.interop.softphone import header as header_of_text
 
 ORPHAN_GRACE, RECONNECT_GRACE = 0.5, 2.0
 

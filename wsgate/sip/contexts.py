@@ -170,8 +170,8 @@ class Context:
     """A request on its way: the server transaction it came in, and its branches (RFC 3261 §16.7).
 
     `server` is None for a request of our own, whose answers go nowhere. `dialogs` holds the keys of the dialogs that
-    its answers began, `hung_up` the To tags of those that we ended for a caller that is gone, `timer_c` the time at
-    which Timer C fires.
+    its answers began, True where a 2xx did, `hung_up` the To tags of those that we ended for a caller that is gone,
+    `timer_c` the time at which Timer C fires.
     """
 
     __slots__ = (
@@ -195,7 +195,7 @@ class Context:
         self.leg = leg
         self.number = 0
         self.branches: list[Branch] = []
-        self.dialogs: dict[Key, None] = {}
+        self.dialogs: dict[Key, bool] = {}
         self.hung_up: set[bytes] = set()
         self.answered = False
         self.cancelled = False

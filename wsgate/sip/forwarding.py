@@ -333,9 +333,9 @@ class Forwarding:
         if not _only_passes(context, branch):
             caller = self._caller(context.arrival)
             callee = Party(branch.flow.id if branch.flow else b"", branch.backend, _source(branch))
-            key = self._tracker.response(context.message, caller, callee, message, now)
+            key = self._tracker.response(context.message, caller, callee, message, now, context.dialogs)
         if key is not None:
-            context.dialogs[key] = None
+            context.dialogs[key] = message.status >= 200 or context.dialogs.get(key, False)
         self._calls.response_shown(branch, message, key)
         self._tracker.answered(context.message, message.status)
         if context.server is None:

@@ -5,7 +5,8 @@ Rules: "dialog table" of the specification, D1 (what each side gave), N6 (who ma
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from wsgate.addr import Hop
@@ -20,6 +21,8 @@ BEGINNERS = frozenset((b"INVITE", b"SUBSCRIBE", b"REFER"))
 
 REFRESHERS = BEGINNERS | {b"UPDATE", b"NOTIFY"}
 """Methods whose Contact is the new remote target (RFC 3261 §12.2, RFC 3311 §5.1, RFC 6665 §4.4.1)."""
+
+NONE_BEGUN: Mapping[Key, bool] = MappingProxyType({})
 
 
 class Party(NamedTuple):
@@ -51,8 +54,20 @@ class Tracker:
             found.sender.target = _contact(message) or found.sender.target
         return found
 
-    def response(self, request: Message, caller: Party, callee: Party, response: Message, now: float) -> Key | None:
-        """A response passes upstream. Returns the key of the dialog that it began, if it began one."""
+    def response(
+        self,
+        request: Message,
+        caller: Party,
+        callee: Party,
+        response: Message,
+        now: float,
+        begun: Mapping[Key, bool] = NONE_BEGUN,
+    ) -> Key | None:
+        """A response passes upstream. Returns the key of the dialog that it began, if it began one.
+
+        `begun` are the dialogs that earlier answers to the same request began, True where a 2xx did. None of those
+        begins twice: a 2xx comes again when its ACK was lost, maybe behind the BYE of its call (RFC 3261 §13.3.1.4).
+        """
         if not 100 < response.status < 300 or not response.to_tag:
             return None
         if request.to_tag:
@@ -61,6 +76,8 @@ class Tracker:
         if request.method not in BEGINNERS:
             return None
         key = (request.call_id, request.from_tag, response.to_tag)
+        if begun.get(key) and self._dialogs.get(key) is None:
+            return None
         dialog = self._dialogs.begin(
             key, request.method, self._caller(request, caller), self._callee(response, callee), now
         )
