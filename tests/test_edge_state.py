@@ -142,7 +142,7 @@ def test_d3_the_journal_is_written_anew_before_it_grows_without_bound() -> None:
 
 
 def test_t2_without_a_state_file_what_goes_through_the_backend_passes_and_the_rest_is_481() -> None:
-    _, old, routes, _ = journalled()
+    _, _, routes, _ = journalled()
     w = World(first_number=5000)
     new = w.browser(port=2)
     register(w, new)
@@ -166,9 +166,60 @@ def test_t2_without_a_state_file_what_goes_through_the_backend_passes_and_the_re
     )
     w.from_browser(new, straight)
     assert w.one(new).status == 481
-    token = old.token.decode()
-    stale = request(
-        "BYE", OWN, f"Route: <sip:{token}@{GATE};lr>", via=f"SIP/2.0/UDP {PBX};branch=z9hG4bKz", to=f"{ALICE};tag=a1"
-    )
-    w.from_backend(stale)
-    assert w.one(PBX).status == 480
+
+
+def stale_bye(old: Flow, uri: str = OWN, to: str = f"{ALICE};tag=a1") -> bytes:
+    """A BYE of the other party to a token of before the restart."""
+    via = f"SIP/2.0/UDP {PBX};branch=z9hG4bKz{len(uri)}{len(to)}"
+    return request("BYE", uri, f"Route: <sip:{old.token.decode()}@{GATE};lr>", via=via, to=to)
+
+
+GRUU = "sip:alice@example.com;gr=urn:uuid:1"
+
+
+@pytest.mark.parametrize("uri", [OWN, f"{OWN};ob", GRUU])
+def test_t2_without_a_state_file_the_other_party_reaches_who_registered_the_same_contact_again(uri: str) -> None:
+    """D3: AOR in To, and Contact or public GRUU in the Request-URI, name the client whose token nobody knows."""
+    _, old, _, _ = journalled()
+    w = World(first_number=5000)
+    new = w.browser(port=2)
+    w.from_backend(stale_bye(old, uri))
+    assert w.one(PBX).status == 480, "not registered yet"
+    register(w, new)
+    w.from_backend(stale_bye(old, uri).replace(b"z9hG4bKz", b"z9hG4bKy"))
+    assert (w.one(new).method, w.take(PBX)) == (b"BYE", [])
+
+
+@pytest.mark.parametrize(
+    ("uri", "to", "flow_rebind"),
+    [
+        (OWN, "<sip:mallory@example.com>;tag=a1", True),
+        ("sip:other@df7jal23ls0d.invalid;transport=ws", f"{ALICE};tag=a1", True),
+        (GRUU.replace("uuid:1", "uuid:2"), f"{ALICE};tag=a1", True),
+        (GRUU.replace("alice", "mallory"), f"{ALICE};tag=a1", True),
+        (OWN, ALICE, True),
+        (OWN, f"{ALICE};tag=a1", False),
+    ],
+)
+def test_t2_nobody_else_inherits_a_token_of_another_process(uri: str, to: str, flow_rebind: bool) -> None:
+    """Nor does a new call, and without flow_rebind nothing."""
+    _, old, _, _ = journalled()
+    w = World(first_number=5000, flow_rebind=flow_rebind)
+    register(w, w.browser(port=2))
+    w.from_backend(stale_bye(old, uri, to))
+    assert w.one().status == 480
+
+
+def test_t2_a_token_whose_client_is_known_goes_to_that_client_alone() -> None:
+    """Another instance that registers the same Contact for the same user is another client (D3)."""
+    w = World()
+    old = w.browser()
+    register(w, old)
+    w.edge.flow_closed(old.id, w.now)
+    new = w.browser(port=2)
+    other = CONTACT.replace("uuid:1", "uuid:2")
+    w.from_browser(new, request("REGISTER", "sip:example.com", f"Contact: {other}", to=ALICE, call_id="r9"))
+    w.from_backend(response(w.one(PBX), 200, "OK", f"Contact: {other}"))
+    w.take()
+    w.from_backend(stale_bye(old))
+    assert w.one().status == 480

@@ -261,6 +261,10 @@ class Directory:
         registration = self._registrations.get(registration_key(aor, instance, reg_id, contact))
         return registration.flow if registration is not None and self.has_flow(registration.flow) else None
 
+    def is_registered_through(self, flow: bytes) -> bool:
+        """True when a registration is known by this flow, its newest one or an older."""
+        return flow in self._keys_of_flow
+
     def registration(self, key: RegistrationKey) -> Registration | None:
         """The registration with this key."""
         return self._registrations.get(key)

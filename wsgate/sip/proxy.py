@@ -35,6 +35,7 @@ from wsgate.sip.compose import max_forwards
 from wsgate.sip.dialogs import DialogTable, Side
 from wsgate.sip.flow import Flow, FlowTable, Token, Verdict
 from wsgate.sip.headers import NameAddr, Uri, host_port, parse_name_addr, parse_uri, same_uri
+from wsgate.sip.heirs import heir_by_contact
 from wsgate.sip.message import Message, warning
 from wsgate.sip.names import Names
 from wsgate.sip.rewriting import handle_in
@@ -315,6 +316,7 @@ class Proxy:
         if self._settings.flow_rebind and message.to_tag:
             # Rule D3: the same client on a newer flow takes over the dialogs of the old one.
             heir = self._directory.heir(token.connection, message.uri)
+            heir = heir or heir_by_contact(message, token.connection, self._directory)
             if heir is not None and self._flows.get(heir) is None:
                 return self._to_sibling(heir, outbound, drop_routes) or self._gone(outbound)
             flow = (self._flows.get(heir) if heir is not None else None) or flow
