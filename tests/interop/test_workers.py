@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import signal
 import socket
 from collections.abc import Iterator
@@ -19,9 +20,10 @@ import pytest
 
 from tests.interop.daemon import READY, Daemon
 from tests.interop.party import Party
-from tests.interop.process import wait_for
+from tests.interop.process import free_port, wait_for
 from tests.interop.raw import UdpPeer, answer, header, headers, sip
 from tests.interop.registration import EMBEDDED, PASSWORD, register_phone, write_users
+from tests.interop.test_turn_test import assert_relays, turn_test
 from tests.interop.workers import browser_on, move, party_on, processes, wait_all
 
 NUMBER = itertools.count(1)
@@ -436,3 +438,31 @@ def test_sigterm_ends_every_worker_with_1001(tmp_path: Path):
         browser.send_frame(8, b"\x03\xe9")
     wait_for(lambda: not daemon.running, "the end")
     assert [pid for pid in left if psutil.pid_exists(pid)] == []
+
+
+def test_turn_is_served_by_every_worker_from_its_own_ports(tmp_path: Path):
+    """L2, P5: allocations of two workers relay to each other; a client over UDP stays with one."""
+    port = free_port()
+    turn = f"""
+        udp = 127.0.0.1:{port}
+        tcp = 127.0.0.1:{port}
+        relay_address = 127.0.0.1
+        relay_ports = 50000-50399
+        realm = example.test
+        shared_secret = office
+    """
+    daemon = Daemon(tmp_path, "", turn=turn, workers=2)
+    relayed = []
+    try:
+        for transport in ("udp", "tcp") * 3:
+            uri = f"turn:127.0.0.1:{port}?transport={transport}"
+            result = turn_test(uri, "-c", daemon.ini)
+            assert_relays(result)
+            relayed += [int(found) for found in re.findall(r"127\.0\.0\.1:(50\d\d\d)", result.stdout)]
+        statuses = daemon.statuses()
+        made = [status["counters"].get("turn_allocations_made", 0) for status in statuses]
+        assert sum(made) == 12
+        assert min(made) > 0
+        assert {port >= 50200 for port in relayed} == {False, True}
+    finally:
+        daemon.stop()
