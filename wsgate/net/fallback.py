@@ -28,7 +28,7 @@ from wsgate.http.passing import (
 from wsgate.log import logger
 from wsgate.metrics import Counters
 from wsgate.net.request_head import HeadBuffer
-from wsgate.net.tunnel import READ_BYTES, Tunnel
+from wsgate.net.tunnel import READ_BYTES, Tunnel, shut
 
 REQUESTS = 1000
 """That one listener of one worker passes on at a time, tunnels included; each holds a connection to the server."""
@@ -185,7 +185,7 @@ class _Exchange:
                 payload = self._read_upload(reader)
             except (OSError, ProtocolError, _ClientFailed) as error:
                 self._fault = error
-                _shut(self._server)
+                shut(self._server)
                 return
             try:
                 if payload:
@@ -323,11 +323,3 @@ def _gone(error: OSError) -> _ServerFailed:
     if isinstance(error, TimeoutError):
         return _ServerFailed(HTTPStatus.GATEWAY_TIMEOUT, "The web server behind stopped in the middle.")
     return _ServerFailed(HTTPStatus.BAD_GATEWAY, "The web server behind ended in the middle.")
-
-
-def _shut(sock: Any) -> None:
-    """Wake up who reads from `sock`."""
-    try:
-        sock.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        return

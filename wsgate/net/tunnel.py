@@ -42,7 +42,7 @@ class Tunnel:
             # What the server still says belongs to the client.
             self._server.shutdown(socket.SHUT_WR)
         except OSError:
-            _end(self._server)
+            shut(self._server)
 
     def _carry(self, source: Any, target: Any) -> None:
         """Until `source` ends. Raises OSError, TimeoutError included."""
@@ -59,8 +59,8 @@ class Tunnel:
             target.sendall(data)
 
 
-def _end(sock: Any) -> None:
-    """Wake up who reads from `sock`."""
+def shut(sock: Any) -> None:
+    """End both directions, which wakes up who reads from `sock`."""
     try:
         sock.shutdown(socket.SHUT_RDWR)
     except OSError:
