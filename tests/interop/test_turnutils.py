@@ -34,6 +34,8 @@ RUNS = {
     "TCP, even ports": ["-y", "-t"],
     "TLS, channels": ["-y", "-c", "-t", "-S"],
     "TLS, send": ["-y", "-s", "-t", "-S"],
+    "RFC 6062 over TCP": ["-T", "-t"],
+    "RFC 6062 over TLS": ["-T", "-t", "-S"],
     "DTLS, channels": ["-y", "-c", "-S"],
     "DTLS, send": ["-y", "-s", "-S"],
     "mobile, channels": ["-y", "-c", "-M"],

@@ -23,13 +23,17 @@ from gevent import get_hub
 from wsgate.addr import Address
 from wsgate.log import logger
 from wsgate.metrics import Counters
+from wsgate.net.turn_connections import ClientStream, TurnConnections
 from wsgate.turn import stun
 from wsgate.turn.allocation import (
     Bind,
     Client,
+    CloseConnection,
     CloseRelay,
     Effect,
     Join,
+    JoinConnection,
+    OpenConnection,
     OpenRelays,
     Part,
     Permit,
@@ -268,6 +272,7 @@ class Relay:
         aliases = [(relay.public, relay.host) for relay in server.relay_addresses if relay.public != relay.host]
         self._bound_host = dict(aliases)
         self._public_host = {host: public for public, host in aliases}
+        self.connections = TurnConnections(self)
         self._idle_ticks = 0
         self._last_pass = 0.0
         self._timer_at: float | None = None
@@ -300,6 +305,7 @@ class Relay:
         for relay in self._relays.values():
             relay.socket.close()
         self._relays.clear()
+        self.connections.stop()
         self._readers.clear()
         self._read_errors.clear()
         self._epoll.close()
@@ -327,9 +333,24 @@ class Relay:
             self.apply(self.server.client_closed(client, self._clock()))
             del self._paths[client.path]
 
-    def stun_message(self, data: bytes, client: Client, bytes_max: int = stun.DATAGRAM_BYTES_MAX) -> None:
+    def stun_message(
+        self, data: bytes, client: Client, bytes_max: int = stun.DATAGRAM_BYTES_MAX, *, is_stream: bool = False
+    ) -> None:
         """A STUN message of a client."""
-        self.apply(self.server.receive(data, client, self._clock(), bytes_max))
+        self.apply(self.server.receive(data, client, self._clock(), bytes_max, is_stream=is_stream))
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+        return self._clock()
+
+    def stream_of(self, client: Client) -> ClientStream | None:
+        """The stream of a client that has one."""
+        path = self._paths.get(client.path)
+        return path if isinstance(path, ClientStream) else None
+
+    def outside(self, host: str) -> str:
+        """How clients know a host: by its `external_address` where that is this machine."""
+        return self._public_host.get(host, host)
 
     def channel_data(self, frame: bytes, path: Path, address: SocketAddress) -> None:
         """ChannelData of a client on a path of its own (rule P3)."""
@@ -481,6 +502,10 @@ class Relay:
         """Bind all or none (rule Q1: 508 when descriptors are used up, and the daemon goes on)."""
         opened: list[_RelaySocket] = []
         try:
+            if effect.is_tcp:
+                for address in effect.relays:
+                    self.connections.listen(address)
+                return self.server.relays_opened(effect.relays, self._clock())
             for address in effect.relays:
                 opened.append(_RelaySocket(self, address, _bound(address)))
                 self._watch(opened[-1].socket, opened[-1].read, opened[-1].read_errors)
@@ -497,6 +522,8 @@ class Relay:
         return self.server.relays_opened(effect.relays, self._clock())
 
     def _close_relay(self, effect: CloseRelay) -> None:
+        if self.connections.close_listener(effect.relay):
+            return
         relay = self._relays.pop(effect.relay)
         self._forget(relay.socket)
         relay.socket.close()
@@ -518,7 +545,10 @@ class Relay:
         self._leave(self._relays[effect.relay])
 
     def _join(self, effect: Join) -> None:
-        relay = self._relays[effect.relay]
+        relay = self._relays.get(effect.relay)
+        if relay is None:
+            self.connections.begin(effect.relay, effect.client)
+            return
         self._leave(relay)
         relay.client = effect.client
         if relay.channels:
@@ -528,14 +558,18 @@ class Relay:
         relay.reply = self._paths[effect.client.path].sendto
 
     def _permit(self, effect: Permit) -> None:
-        self._relays[effect.relay].permitted.add(self._bound_host.get(effect.host, effect.host))
+        relay = self._relays.get(effect.relay)
+        if relay is not None:
+            relay.permitted.add(self._bound_host.get(effect.host, effect.host))
 
     def _revoke(self, effect: Revoke) -> None:
-        self._relays[effect.relay].permitted.discard(self._bound_host.get(effect.host, effect.host))
+        relay = self._relays.get(effect.relay)
+        if relay is not None:
+            relay.permitted.discard(self._bound_host.get(effect.host, effect.host))
 
     def _bind(self, effect: Bind) -> None:
         relay = self._relays[effect.relay]
-        peer = self._inside(effect.peer)
+        peer = self.inside(effect.peer)
         relay.channels[peer] = effect.number
         if relay.client is not None:
             routes = self._paths[relay.client.path].routes
@@ -543,17 +577,17 @@ class Relay:
 
     def _unbind(self, effect: Unbind) -> None:
         relay = self._relays[effect.relay]
-        relay.channels.pop(self._inside(effect.peer), None)
+        relay.channels.pop(self.inside(effect.peer), None)
         if relay.client is not None:
             self._paths[relay.client.path].routes[relay.client.address].pop(effect.number, None)
 
-    def _inside(self, peer: Address) -> SocketAddress:
+    def inside(self, peer: Address) -> SocketAddress:
         """Where a peer really is: another client's `external_address` is this machine, and need not leave it."""
         return self._bound_host.get(peer.host, peer.host), peer.port
 
     def _send_to_peer(self, effect: SendToPeer) -> None:
         sock = self._relays[effect.relay].socket
-        peer = self._inside(effect.peer)
+        peer = self.inside(effect.peer)
         if effect.dont_fragment:
             _set_dont_fragment(sock, IP_PMTUDISC_DO)
         try:
@@ -602,5 +636,8 @@ _APPLY: dict[type[Effect], Callable[[Relay, Any], list[Effect] | None]] = {
     Bind: Relay._bind,
     Unbind: Relay._unbind,
     SendToPeer: Relay._send_to_peer,
+    OpenConnection: lambda relay, effect: relay.connections.open(effect),
+    JoinConnection: lambda relay, effect: relay.connections.join(effect),
+    CloseConnection: lambda relay, effect: relay.connections.close(effect),
 }
 """Who applies which effect."""

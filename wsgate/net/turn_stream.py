@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from gevent import get_hub, ssl
@@ -19,6 +20,7 @@ from wsgate.log import logger
 from wsgate.metrics import Counters
 from wsgate.net.clock import LoopTimer, now
 from wsgate.net.relay import Relay, Routes, SocketAddress
+from wsgate.net.turn_connections import Taken
 from wsgate.net.upgrade import Accepted
 from wsgate.turn import stun
 from wsgate.turn.allocation import Client
@@ -59,6 +61,7 @@ class TurnStream:
         "claim",
         "client",
         "ended",
+        "joined",
         "path",
         "routes",
     )
@@ -68,6 +71,8 @@ class TurnStream:
         self.routes: Routes = {}
         self.claim = claim
         self.ended = False
+        self.joined: Callable[[], None] | None = None
+        """Ends the connection that this stream was given to (RFC 6062)."""
         streams.relay.open_path(self)
         self.client = Client(self.path, address)
         self._streams = streams
@@ -99,7 +104,7 @@ class TurnStream:
 
     def answer(self, data: bytes, _address: SocketAddress) -> None:
         """A STUN answer: it waits where media would be dropped."""
-        if self.ended or len(self._queue) > ANSWER_QUEUE_BYTES:
+        if self.ended or self.joined is not None or len(self._queue) > ANSWER_QUEUE_BYTES:
             return
         self._send(data)
         if len(self._queue) > ANSWER_QUEUE_BYTES:
@@ -108,6 +113,8 @@ class TurnStream:
 
     def deadline(self) -> float | None:
         """When the stream is closed for half a frame (rule E3) or for doing nothing; None: not for the time being."""
+        if self.joined is not None:
+            return None
         if self._frames.partial_since is not None:
             return self._frames.partial_since + PARTIAL_SECONDS
         has_allocation = self._streams.relay.server.has_allocation(self.client)
@@ -124,6 +131,17 @@ class TurnStream:
         self._queue.clear()
         self._socket.close()
         self._streams.finish(self)
+        if self.joined is not None:
+            self.joined()
+
+    def hand_over(self, end: Callable[[], None]) -> Taken:
+        """Give the socket away; `end` is called when this stream is ended, and whoever has it calls `end` of this."""
+        self.joined = end
+        for watcher in (self._reader, self._writer):
+            watcher.stop()
+        taken = Taken(self._socket, self._frames.take(), bytes(self._queue))
+        self._queue.clear()
+        return taken
 
     def _end_soon(self) -> None:
         """The engine may be in the middle of a pass over the client's relay sockets."""
@@ -133,7 +151,7 @@ class TurnStream:
         """Runs in the hub: take what is there, a bounded part of it at once."""
         view = self._streams.read_view
         for _ in range(READS_PER_TURN):
-            if self.ended:
+            if self.ended or self.joined is not None:
                 return
             try:
                 count = self._socket.recv_into(view)
@@ -145,26 +163,30 @@ class TurnStream:
                 self.end()
                 return
             self._receive(view[:count])
-        if self._tls and not self.ended and self._socket.pending():
+        if self._tls and not self.ended and self.joined is None and self._socket.pending():
             get_hub().loop.run_callback(self._readable)
 
     def _receive(self, data: bytes | memoryview) -> None:
         streams, frames = self._streams, self._frames
         relay, client = streams.relay, self.client
-        try:
-            whole = frames.receive(data, now())
-        except ProtocolError as error:
-            streams.counters.count("turn_stream_malformed")
-            logger.debug("turn, %s: %s", client.address, error)
-            self.end()
-            return
-        if whole:
-            self._heard = now()
-        for frame in whole:
-            if frame[0] < 0x40:
-                relay.stun_message(frame, client, FRAME_BYTES_MAX)
-            else:
-                relay.channel_data(frame, self, client.address)
+        while True:
+            try:
+                whole = frames.receive(data, now())
+            except ProtocolError as error:
+                streams.counters.count("turn_stream_malformed")
+                logger.debug("turn, %s: %s", client.address, error)
+                self.end()
+                return
+            if whole:
+                self._heard = now()
+            for frame in whole:
+                if frame[0] < 0x40:
+                    relay.stun_message(frame, client, FRAME_BYTES_MAX, is_stream=True)
+                else:
+                    relay.channel_data(frame, self, client.address)
+            if not frames.is_held or self.ended or self.joined is not None:
+                break
+            data = b""
         if frames.bytes_max < FRAME_BYTES_MAX and relay.server.has_allocation(client):
             frames.bytes_max = FRAME_BYTES_MAX
 

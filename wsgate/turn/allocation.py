@@ -46,9 +46,13 @@ class Reply(NamedTuple):
 
 
 class OpenRelays(NamedTuple):
-    """Bind these addresses, all or none; the answer is `relays_opened` or `relays_refused` of the server, at once."""
+    """Bind these addresses, all or none; the answer is `relays_opened` or `relays_refused` of the server, at once.
+
+    With `is_tcp` they are listened on for the connections of peers (RFC 6062 §5.1).
+    """
 
     relays: tuple[Address, ...]
+    is_tcp: bool = False
 
 
 class CloseRelay(NamedTuple):
@@ -109,7 +113,43 @@ class SendToPeer(NamedTuple):
     dont_fragment: bool
 
 
-Effect = Reply | OpenRelays | CloseRelay | Join | Part | Permit | Revoke | Bind | Unbind | SendToPeer
+class OpenConnection(NamedTuple):
+    """Connect from `relay` to `peer`; the answer is `connected` or `connect_failed` of the server."""
+
+    connection: int
+    relay: Address
+    peer: Address
+
+
+class JoinConnection(NamedTuple):
+    """The stream of `client` is joined to the connection: every byte behind this message goes to the peer, and back."""
+
+    connection: int
+    client: Client
+    user: str
+
+
+class CloseConnection(NamedTuple):
+    """Close the connection with the peer, and the stream that is joined to it."""
+
+    connection: int
+
+
+Effect = (
+    Reply
+    | OpenRelays
+    | CloseRelay
+    | Join
+    | Part
+    | Permit
+    | Revoke
+    | Bind
+    | Unbind
+    | SendToPeer
+    | OpenConnection
+    | JoinConnection
+    | CloseConnection
+)
 
 
 class State(enum.Enum):
@@ -154,7 +194,9 @@ class Allocation:
         "armed",
         "channels",
         "client",
+        "connections",
         "expires",
+        "is_tcp",
         "lifetime",
         "mobile",
         "numbers",
@@ -189,6 +231,9 @@ class Allocation:
         self.permissions: dict[str, float] = {}
         self.channels: dict[int, Channel] = {}
         self.numbers: dict[Address, int] = {}
+        self.is_tcp = False
+        self.connections: dict[Address, int] = {}
+        """Of a TCP allocation: peers and the CONNECTION-IDs of their connections (RFC 6062)."""
 
     def advance(self, event: Event) -> None:
         """Go where the table says. Raises KeyError for what it does not have."""

@@ -27,9 +27,11 @@ from wsgate.turn.allocation import (
 )
 from wsgate.turn.answers import Answers, Field, Request, error_code, mapped_address
 from wsgate.turn.auth import same_user
+from wsgate.turn.connections import Connections
 from wsgate.turn.mobility import Tickets
 from wsgate.turn.stun import ErrorCode, Family, Message, Method, family_of
 
+TCP_PROTOCOL = 6
 UDP_PROTOCOL = 17
 DEFAULT_LIFETIME_SECONDS = 600
 OPENING_TRIES = 16
@@ -72,9 +74,11 @@ class Allocator:
         answers: Answers,
         random_bytes: Callable[[int], bytes],
         counters: Counters,
+        connections: Connections,
         tickets: Tickets | None = None,
     ) -> None:
         """`tickets` where allocations may move (rule E4)."""
+        self._connections = connections
         self._tickets = tickets
         self.held: Counter[str] = Counter()
         self._limits = limits
@@ -112,13 +116,19 @@ class Allocator:
             if (allocation.transaction_id, allocation.user) == (message.transaction_id, user):
                 return [Reply(request.client, allocation.answer)]
             return self._answers.error(request, 437)
-        ticket = message.get(stun.MOBILITY_TICKET)
-        if ticket is not None and (self._tickets is None or ticket):
-            return self._answers.error(request, 405 if self._tickets is None else 400)
         transport = message.get(stun.REQUESTED_TRANSPORT)
-        if transport != UDP_PROTOCOL:
+        is_tcp = transport == TCP_PROTOCOL
+        ticket = message.get(stun.MOBILITY_TICKET)
+        if ticket is not None and (self._tickets is None or ticket or is_tcp):
+            # What a TCP allocation relays hangs on its streams: it cannot move.
+            return self._answers.error(request, 405 if self._tickets is None or is_tcp else 400)
+        if transport not in (UDP_PROTOCOL, TCP_PROTOCOL):
             return self._answers.error(request, 400 if transport is None else 442)
         even, token = message.get(stun.EVEN_PORT), message.get(stun.RESERVATION_TOKEN)
+        unfit = (even, token, message.get(stun.DONT_FRAGMENT)) != (None, None, None)
+        if is_tcp and (unfit or not request.is_stream):
+            # RFC 6062 §5.1; rule C1.
+            return self._answers.error(request, 400)
         families = self._families(message, even, token)
         if isinstance(families, int):
             return self._answers.error(request, families)
@@ -126,6 +136,7 @@ class Allocator:
             return self._answers.error(request, 486)
         allocation = Allocation(request.client, user, message.transaction_id, self.lifetime(request))
         allocation.mobile = ticket is not None
+        allocation.is_tcp = is_tcp
         if token is not None:
             return self._redeem(request, allocation, token)
         present = tuple(family for family in families if family in self._relay_addresses)
@@ -177,7 +188,7 @@ class Allocator:
             opening.allocation.advance(Event.REFUSED)
             return self._answers.error(opening.request, 508)
         self._opening[tuple(relays)] = opening
-        return [OpenRelays(tuple(relays))]
+        return [OpenRelays(tuple(relays), opening.allocation.is_tcp)]
 
     def _begin(
         self, request: Request, allocation: Allocation, errors: tuple[tuple[int, ErrorCode], ...]
@@ -346,6 +357,7 @@ class Allocator:
         if not self.held[allocation.user]:
             del self.held[allocation.user]
         effects = self._drop_reservation(allocation, now) if allocation.reserved is not None else []
+        effects += self._connections.end_of(allocation)
         for relay in allocation.relays.values():
             self._rest(relay, allocation, now)
             effects.append(CloseRelay(relay))

@@ -24,6 +24,8 @@ REASONS = {
     441: "Wrong Credentials",
     442: "Unsupported Transport Protocol",
     443: "Peer Address Family Mismatch",
+    446: "Connection Already Exists",
+    447: "Connection Timeout or Failure",
     486: "Allocation Quota Reached",
     508: "Insufficient Capacity",
 }
@@ -39,6 +41,8 @@ class Request(NamedTuple):
     client: Client
     now: float
     accepted: Accepted | None = None
+    is_stream: bool = False
+    """It came by TCP or TLS."""
 
     @property
     def user(self) -> str:

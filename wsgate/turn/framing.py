@@ -13,18 +13,21 @@ PARTIAL_SECONDS = 30.0
 
 _CHANNEL_HEAD_BYTES = 4
 _STUN_HEAD_BYTES = 8  # length and cookie are judged before a body is waited for (rule S1)
+_CONNECTION_BIND = b"\x00\x0b"
 _COOKIE = MAGIC_COOKIE.to_bytes(4, "big")
 
 
 class Frames:
     """Cuts a stream into frames. `bytes_max` bounds what is kept of one that has not come whole; it may be changed."""
 
-    __slots__ = ("_buffer", "_needed", "bytes_max", "partial_since")
+    __slots__ = ("_buffer", "_needed", "bytes_max", "is_held", "partial_since")
 
     def __init__(self, bytes_max: int = FRAME_BYTES_MAX) -> None:
         self.bytes_max = bytes_max
         self.partial_since: float | None = None
         """When the frame began that has not come whole."""
+        self.is_held = False
+        """A ConnectionBind was given out: what follows may be a peer's, and is cut by the next `receive` or taken."""
         self._buffer = bytearray()
         self._needed = _CHANNEL_HEAD_BYTES
 
@@ -32,8 +35,9 @@ class Frames:
         """The frames that are whole now: STUN messages, and ChannelData without its padding (rule P3).
 
         Raises ProtocolError where the stream must be closed: neither kind, a wrong cookie or length (rule S1), or a
-        frame over `bytes_max`.
+        frame over `bytes_max`. Ends behind a ConnectionBind (RFC 6062 §4.3), see `is_held`.
         """
+        self.is_held = False
         buffer = self._buffer
         buffer += data
         frames: list[bytes] = []
@@ -49,12 +53,22 @@ class Frames:
             frames.append(bytes(buffer[start : start + size]))
             start += whole
             self._needed = _CHANNEL_HEAD_BYTES
+            if frames[-1][:2] == _CONNECTION_BIND:
+                self.is_held = True
+                break
         del buffer[:start]
         if not buffer:
             self.partial_since = None
         elif start or self.partial_since is None:
             self.partial_since = now
         return frames
+
+    def take(self) -> bytes:
+        """The bytes that are no frames; they are no longer here."""
+        data = bytes(self._buffer)
+        self._buffer.clear()
+        self.partial_since = None
+        return data
 
     def _frame_bytes(self, start: int) -> int | None:
         """The length of the frame that begins at `start`, padding apart; None: more of its head is needed."""

@@ -37,6 +37,7 @@ from wsgate.turn.auth import (
     UnauthenticatedRate,
     same_user,
 )
+from wsgate.turn.connections import ConnectionLimits, Connections
 from wsgate.turn.discovery import DATAGRAM_BYTES_MAX as DISCOVERY_BYTES_MAX
 from wsgate.turn.discovery import Discovery
 from wsgate.turn.mobility import Tickets
@@ -104,6 +105,8 @@ class TurnSettings:
     user_quota: int = option(50, integer(1, 1000000))
     user_bandwidth: int = option(0, integer(0, 10**12), later="bandwidth per user")
     total_quota: int = option(10000, integer(1, 1000000))
+    connections_per_allocation: int = option(64, integer(1, 65536))
+    total_connections: int = option(4096, integer(1, 1000000))
     channel_range: ChannelRange = option(ChannelRange.RFC8656, choice(ChannelRange))
     permissions_per_allocation: int = option(1024, integer(1, 65536))
     channels_per_allocation: int = option(1024, integer(1, 4096))
@@ -175,6 +178,10 @@ class TurnServer:
         self.relay_addresses = tuple(relay_addresses)
         total_quota = max(1, settings.total_quota // share[1])
         limits = Limits(settings.user_quota, total_quota, settings.min_lifetime, settings.max_lifetime)
+        connections = ConnectionLimits(
+            settings.connections_per_allocation, max(1, settings.total_connections // share[1])
+        )
+        self._connections = Connections(connections, self._answers, random_bytes, counters)
         self._allocator = Allocator(
             limits,
             self.relay_addresses,
@@ -182,6 +189,7 @@ class TurnServer:
             self._answers,
             random_bytes,
             counters,
+            self._connections,
             Tickets(random_bytes) if settings.mobility else None,
         )
 
@@ -241,17 +249,24 @@ class TurnServer:
 
     def _reconsider(self, allocations: Iterable[Allocation]) -> list[Effect]:
         rules = self._admittance
-        return [
-            effect
-            for one in allocations
-            for effect in one.reconsider(partial(rules.host_allowed, one.user), partial(rules.allowed, one.user))
-        ]
+        effects: list[Effect] = []
+        for one in allocations:
+            allowed = partial(rules.allowed, one.user)
+            effects += one.reconsider(partial(rules.host_allowed, one.user), allowed)
+            effects += self._connections.reconsider(one, allowed)
+        return effects
 
     def receive(
-        self, data: bytes, client: Client, now: float, bytes_max: int = stun.DATAGRAM_BYTES_MAX
+        self,
+        data: bytes,
+        client: Client,
+        now: float,
+        bytes_max: int = stun.DATAGRAM_BYTES_MAX,
+        *,
+        is_stream: bool = False,
     ) -> list[Effect]:
-        """Handle one STUN message from `client` (rules S1 to S5)."""
-        effects = self._allocator.handle_timer(now)
+        """Handle one STUN message from `client` (rules S1 to S5); `is_stream`: it came by TCP or TLS."""
+        effects = self.handle_timer(now)
         try:
             if len(data) > bytes_max:
                 raise ProtocolError("too large")
@@ -263,7 +278,7 @@ class TurnServer:
             message.disown(stun.DISCOVERY_ATTRIBUTES)
         if self.credentials.token_keys is None:
             message.disown((stun.ACCESS_TOKEN.number,))
-        request = Request(message, client, now)
+        request = Request(message, client, now, is_stream=is_stream)
         if message.message_class is MessageClass.REQUEST:
             return effects + self._request(request)
         if message.message_class is MessageClass.INDICATION and message.method == Method.SEND:
@@ -286,11 +301,44 @@ class TurnServer:
 
     def next_timer(self) -> float | None:
         """When `handle_timer` is to be called, None for not at all."""
-        return self._allocator.next_timer()
+        allocations, connections = self._allocator.next_timer(), self._connections.next_timer()
+        if allocations is None or connections is None:
+            return allocations if connections is None else connections
+        return min(allocations, connections)
 
     def handle_timer(self, now: float) -> list[Effect]:
-        """End what has expired: channels, permissions, reservations, allocations (rules L4, P1, P2)."""
-        return self._allocator.handle_timer(now)
+        """End what has expired: connections that wait, channels, permissions, reservations, allocations (rules C1, L4,
+        P1, P2)."""
+        return [*self._connections.handle_timer(now), *self._allocator.handle_timer(now)]
+
+    # Connections of TCP allocations (RFC 6062; rule C1): what the engine says of them
+
+    def connected(self, connection: int, now: float) -> list[Effect]:
+        """The connection of an OpenConnection stands."""
+        return self._connections.connected(connection, now)
+
+    def connect_failed(self, connection: int, now: float) -> list[Effect]:
+        """That of an OpenConnection cannot be had."""
+        return self._connections.connect_failed(connection, now)
+
+    def accepted(self, client: Client, peer: Address, now: float) -> tuple[int, list[Effect]]:
+        """`peer` has connected to the relayed address of `client` (RFC 6062 §5.3).
+
+        Returns the number of the connection, 0 where it is to be closed at once, and effects.
+        """
+        allocation = self._allocator.get(client)
+        if (
+            allocation is None
+            or peer.host not in allocation.permissions
+            or not self._admittance.allowed(allocation.user, peer)
+        ):
+            self.counters.count("turn_connections_refused")
+            return 0, []
+        return self._connections.accepted(allocation, peer, now)
+
+    def connection_closed(self, connection: int) -> None:
+        """One side of a connection has ended, and the engine has closed both."""
+        self._connections.closed(connection)
 
     def _request(self, request: Request) -> list[Effect]:
         message = request.message
@@ -366,6 +414,8 @@ class TurnServer:
             return self._answers.error(request, 400)
         if not allocation.relay_for(peer.host):
             return self._answers.error(request, 443)
+        if allocation.is_tcp:
+            return self._answers.error(request, 403)
         channel = allocation.channels.get(number)
         if (channel is not None and channel.peer != peer) or allocation.numbers.get(peer, number) != number:
             return self._answers.error(request, 400)
@@ -387,7 +437,7 @@ class TurnServer:
             peer, data = message.get(stun.XOR_PEER_ADDRESS), message.get(stun.DATA)
         except ProtocolError:
             peer, data = None, None
-        if allocation is None or peer is None or data is None or message.unknown:
+        if allocation is None or allocation.is_tcp or peer is None or data is None or message.unknown:
             self.counters.count("turn_send_dropped")
             return []
         relay = allocation.relay_for(peer.host)
@@ -399,6 +449,29 @@ class TurnServer:
             self.counters.count("turn_send_dropped")
             return []
         return [SendToPeer(relay, peer, data, message.get(stun.DONT_FRAGMENT) is not None)]
+
+    def _connect(self, request: Request) -> list[Effect]:
+        """RFC 6062 §5.2, rule C1."""
+        allocation = self._own_allocation(request)
+        if isinstance(allocation, int):
+            return self._answers.error(request, allocation)
+        if not allocation.is_tcp:
+            return self._answers.error(request, 437)
+        peer = request.message.get(stun.XOR_PEER_ADDRESS)
+        if peer is None:
+            return self._answers.error(request, 400)
+        if not allocation.relay_for(peer.host):
+            return self._answers.error(request, 443)
+        if not self._admittance.allowed(allocation.user, peer):
+            self.counters.count("turn_peers_refused")
+            return self._answers.error(request, 403)
+        return self._connections.connect(request, allocation, peer)
+
+    def _connection_bind(self, request: Request) -> list[Effect]:
+        """RFC 6062 §5.4, rule C1: on a stream that serves for nothing else."""
+        if not request.is_stream or self.has_allocation(request.client):
+            return self._answers.error(request, 400)
+        return self._connections.claim(request, request.message.get(stun.CONNECTION_ID))
 
     def _own_allocation(self, request: Request) -> Allocation | int:
         """The allocation of the 5-tuple if this user made it, else 437 or 441 (RFC 8656 §5)."""
@@ -417,5 +490,7 @@ _HANDLERS: dict[int, Callable[[TurnServer, Request], list[Effect]]] = {
     Method.REFRESH: TurnServer._refresh,
     Method.CREATE_PERMISSION: TurnServer._create_permission,
     Method.CHANNEL_BIND: TurnServer._channel_bind,
+    Method.CONNECT: TurnServer._connect,
+    Method.CONNECTION_BIND: TurnServer._connection_bind,
 }
-"""Who answers which request (RFC 8656 §3.2); Binding needs no user and stands apart."""
+"""Who answers which request (RFC 8656 §3.2, RFC 6062 §5); Binding needs no user and stands apart."""

@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 class Method(enum.IntEnum):
-    """RFC 8489 §18.2, RFC 8656 §17."""
+    """RFC 8489 §18.2, RFC 8656 §17, RFC 6062 §6.1."""
 
     BINDING = 0x001
     ALLOCATE = 0x003
@@ -46,6 +46,9 @@ class Method(enum.IntEnum):
     DATA = 0x007
     CREATE_PERMISSION = 0x008
     CHANNEL_BIND = 0x009
+    CONNECT = 0x00A
+    CONNECTION_BIND = 0x00B
+    CONNECTION_ATTEMPT = 0x00C
 
 
 class MessageClass(enum.IntEnum):
@@ -266,6 +269,7 @@ EVEN_PORT: Attribute[EvenPort] = Attribute(
     lambda value, _: EvenPort(bool(value[0] & 0x80)),
 )
 RESERVATION_TOKEN = Attribute(0x0022, "RESERVATION-TOKEN", *_opaque(8))
+CONNECTION_ID = Attribute(0x002A, "CONNECTION-ID", *_INT32)
 ICMP: Attribute[Icmp] = Attribute(
     0x8004,
     "ICMP",

@@ -1,0 +1,418 @@
+"""TCP between clients of TCP allocations and their peers (RFC 6062; rule C1): listen, connect, join.
+
+A side that does not read stops the reading of the other: at most one read of READ_BYTES waits in each direction,
+whatever the other side sends. Until a client claims a connection, what its peer sends stays in the kernel.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from gevent import get_hub, ssl
+
+from wsgate.addr import Address, canonical_host
+from wsgate.log import logger
+from wsgate.metrics import Counters
+from wsgate.turn.allocation import Client, CloseConnection, Effect, JoinConnection, OpenConnection
+from wsgate.turn.server import TurnServer
+
+BACKLOG = 16
+"""Connections of peers to one relayed address that wait for the next turn of the loop."""
+ACCEPTS_PER_TURN = 16
+ACCEPT_PAUSE_SECONDS = 1.0
+"""A relayed address takes no connections for so long when there are no descriptors left (rule Q1)."""
+READ_BYTES = 65536
+"""What may wait for one side of a connection."""
+READS_PER_TURN = 4
+KERNEL_BUFFER_BYTES = 262144
+"""What the kernel may hold of each direction of a socket; by itself it would take megabytes."""
+HALF_CLOSED_SECONDS = 30.0
+"""When one side has ended, the other may go on as long as no such time passes without a byte."""
+
+_READ, _WRITE = 1, 2
+_AGAIN = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class Taken(NamedTuple):
+    """A client's stream that carries a connection from now on: what was read of it already, and what it is still to
+    be sent, the answer to ConnectionBind among it."""
+
+    socket: Any
+    unread: bytes
+    unsent: bytes
+
+
+@runtime_checkable
+class ClientStream(Protocol):
+    """The stream of a client."""
+
+    def hand_over(self, end: Callable[[], None]) -> Taken:
+        """Give its socket; `end` is called when the stream is ended by others."""
+
+    def end(self) -> None:
+        """Close its socket."""
+
+
+class Engine(Protocol):
+    """The relay engine as it is seen from here."""
+
+    server: TurnServer
+    counters: Counters
+
+    def apply(self, effects: Iterable[Effect]) -> None:
+        """Do what the server decided."""
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+
+    def stream_of(self, client: Client) -> ClientStream | None:
+        """The stream of a client that has one."""
+
+    def inside(self, peer: Address) -> tuple[str, int]:
+        """Where a peer really is."""
+
+    def outside(self, host: str) -> str:
+        """How clients know a host."""
+
+
+class TurnConnections:
+    """Everything of one engine that is TCP with peers."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.read_view = memoryview(bytearray(READ_BYTES))
+        self._listening: dict[Address, _Listening] = {}
+        self._peers: dict[int, _Peer] = {}
+
+    def __len__(self) -> int:
+        return len(self._peers)
+
+    def listen(self, relay: Address) -> None:
+        """Take the connections of peers at a relayed address. Raises OSError."""
+        self._listening[relay] = _Listening(self, relay)
+
+    def begin(self, relay: Address, client: Client) -> None:
+        """From now on what connects to `relay` is for `client`."""
+        self._listening[relay].client = client
+
+    def close_listener(self, relay: Address) -> bool:
+        """Take no more; False where nothing of this kind is there."""
+        listening = self._listening.pop(relay, None)
+        if listening is not None:
+            listening.close()
+        return listening is not None
+
+    def open(self, effect: OpenConnection) -> list[Effect]:
+        """Begin to connect from the relayed address; the server hears of the end of it."""
+        try:
+            sock = _bound(effect.relay)
+        except OSError:
+            return self.engine.server.connect_failed(effect.connection, self.engine.now())
+        error = sock.connect_ex(self.engine.inside(effect.peer))
+        if error not in (0, errno.EINPROGRESS):
+            sock.close()
+            return self.engine.server.connect_failed(effect.connection, self.engine.now())
+        self._peers[effect.connection] = _Peer(self, effect.connection, sock)
+        self._peers[effect.connection].wait()
+        return []
+
+    def accepted(self, sock: socket.socket, source: tuple[Any, ...], client: Client | None) -> None:
+        """A peer has connected: the server judges it."""
+        engine = self.engine
+        number = 0
+        effects: list[Effect] = []
+        if client is not None:
+            peer = Address(engine.outside(canonical_host(source[0])), source[1])
+            number, effects = engine.server.accepted(client, peer, engine.now())
+        if number:
+            self._peers[number] = _Peer(self, number, sock)
+        else:
+            sock.close()
+        engine.apply(effects)
+
+    def join(self, effect: JoinConnection) -> None:
+        """Let the bytes flow."""
+        peer, stream = self._peers.get(effect.connection), self.engine.stream_of(effect.client)
+        if peer is None or stream is None:
+            self.over(effect.connection)
+            return
+        peer.join(stream)
+
+    def close(self, effect: CloseConnection) -> None:
+        """The server wants it closed."""
+        peer = self._peers.pop(effect.connection, None)
+        if peer is not None:
+            peer.close()
+
+    def over(self, number: int) -> None:
+        """A connection has ended by itself."""
+        peer = self._peers.pop(number, None)
+        if peer is not None:
+            peer.close()
+            self.engine.server.connection_closed(number)
+
+    def stop(self) -> None:
+        """Close everything."""
+        for listening in self._listening.values():
+            listening.close()
+        self._listening.clear()
+        for number in list(self._peers):
+            self.over(number)
+
+
+class _Listening:
+    """A relayed transport address of TCP."""
+
+    def __init__(self, owner: TurnConnections, relay: Address) -> None:
+        self.client: Client | None = None
+        self._owner = owner
+        self._socket = _bound(relay)
+        try:
+            self._socket.listen(BACKLOG)
+        except OSError:
+            self._socket.close()
+            raise
+        loop = get_hub().loop
+        self._watcher: Any = loop.io(self._socket.fileno(), _READ)
+        self._pause: Any = loop.timer(ACCEPT_PAUSE_SECONDS)
+        self._watcher.start(self._readable)
+
+    def close(self) -> None:
+        for watcher in (self._watcher, self._pause):
+            watcher.stop()
+            watcher.close()
+        self._socket.close()
+
+    def _readable(self) -> None:
+        """Runs in the hub."""
+        for _ in range(ACCEPTS_PER_TURN):
+            if self._socket.fileno() < 0:
+                return
+            try:
+                sock, source = self._socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as problem:
+                if problem.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    logger.warning("turn: a peer cannot connect: %s", problem.strerror)
+                    self._watcher.stop()
+                    self._pause.start(self._watcher.start, self._readable)
+                return
+            sock.setblocking(False)
+            self._owner.accepted(sock, source, self.client)
+
+
+class _Peer:
+    """A connection with a peer: on its way, waiting to be claimed, or joined to a client's stream."""
+
+    def __init__(self, owner: TurnConnections, number: int, sock: socket.socket) -> None:
+        self._owner = owner
+        self._number = number
+        self._socket = sock
+        self._watcher: Any = None
+        self._sides: tuple[_Side, _Side] | None = None
+        self._stream: ClientStream | None = None
+        self._linger: Any = None
+        self._moved = 0
+
+    def wait(self) -> None:
+        """Until the connection stands or is refused."""
+        self._watcher = get_hub().loop.io(self._socket.fileno(), _WRITE)
+        self._watcher.start(self._connected)
+
+    def _connected(self) -> None:
+        """Runs in the hub."""
+        self._stop_watcher()
+        engine = self._owner.engine
+        if self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            effects = engine.server.connect_failed(self._number, engine.now())
+            self._owner.over(self._number)
+        else:
+            effects = engine.server.connected(self._number, engine.now())
+        engine.apply(effects)
+
+    def join(self, stream: ClientStream) -> None:
+        """Move bytes between peer and client from now on."""
+        self._stream = stream
+        taken = stream.hand_over(self.end)
+        for sock in (self._socket, taken.socket):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+                sock.setsockopt(socket.SOL_SOCKET, option, KERNEL_BUFFER_BYTES)
+        client, peer = _Side(self, taken.socket), _Side(self, self._socket)
+        self._sides = client, peer
+        self._linger = get_hub().loop.timer(HALF_CLOSED_SECONDS, repeat=HALF_CLOSED_SECONDS)
+        client.start(peer, taken.unsent)
+        peer.start(client, taken.unread)
+
+    def close(self) -> None:
+        """Close both sides."""
+        self._stop_watcher()
+        for side in self._sides or ():
+            side.stop()
+        if self._linger is not None:
+            self._linger.stop()
+            self._linger.close()
+            self._linger = None
+        self._socket.close()
+        if self._stream is not None:
+            self._stream.end()
+
+    def half_closed(self) -> None:
+        """One side has ended; the other has its time."""
+        if self._linger is not None:
+            self._moved = self._total()
+            self._linger.start(self._lingered)
+
+    def end(self) -> None:
+        """It is over."""
+        self._owner.over(self._number)
+
+    @property
+    def view(self) -> memoryview:
+        """What to read into."""
+        return self._owner.read_view
+
+    def _lingered(self) -> None:
+        """Runs in the hub."""
+        moved, self._moved = self._moved, self._total()
+        if moved == self._moved:
+            self.end()
+
+    def _total(self) -> int:
+        return sum(side.read_bytes for side in self._sides or ())
+
+    def _stop_watcher(self) -> None:
+        if self._watcher is not None:
+            self._watcher.stop()
+            self._watcher.close()
+            self._watcher = None
+
+
+class _Side:
+    """One of two sockets that are joined: reads for the other, and keeps what this one has not taken yet."""
+
+    def __init__(self, joint: _Peer, sock: Any) -> None:
+        self.read_bytes = 0
+        self._joint = joint
+        self._view = joint.view
+        self._socket = sock
+        self._tls = isinstance(sock, ssl.SSLSocket)
+        self._end = joint.end
+        self._waiting = b""
+        self._has_ended = self._is_shut = self._stopped = False
+        loop = get_hub().loop
+        self._reader: Any = loop.io(sock.fileno(), _READ)
+        self._writer: Any = loop.io(sock.fileno(), _WRITE)
+
+    def start(self, other: _Side, first: bytes) -> None:
+        """Serve; `first` is what goes to this side in front of everything."""
+        self._other = other
+        self._reader.start(self._readable)
+        if first:
+            self._send(first)
+        if self._tls:
+            # What TLS has decrypted already no watcher tells of.
+            get_hub().loop.run_callback(self._readable)
+
+    def stop(self) -> None:
+        self._stopped = True
+        for watcher in (self._reader, self._writer):
+            watcher.stop()
+            watcher.close()
+
+    def _readable(self) -> None:
+        """Runs in the hub: read while the other side takes it."""
+        for _ in range(READS_PER_TURN):
+            if self._stopped or self._has_ended:
+                return
+            if self._other._waiting:
+                self._reader.stop()
+                return
+            try:
+                count = self._socket.recv_into(self._view)
+            except _AGAIN:
+                return
+            except OSError:
+                self._end()
+                return
+            if not count:
+                self._ended()
+                return
+            self.read_bytes += count
+            self._other._send(bytes(self._view[:count]))
+        if self._tls and not self._stopped and self._socket.pending():
+            get_hub().loop.run_callback(self._readable)
+
+    def _ended(self) -> None:
+        """This side sends no more: the other hears so, behind what still waits for it (half-close)."""
+        self._has_ended = True
+        self._reader.stop()
+        if self._tls or self._other._tls or self._other._has_ended:
+            # TLS knows no half-close that both ends understand.
+            self._other._is_shut = True
+        self._joint.half_closed()
+        self._other._settle()
+
+    def _send(self, data: bytes) -> None:
+        if not self._waiting:
+            data = data[self._try_send(data) :]
+            if data and not self._stopped:
+                self._writer.start(self._writable)
+        self._waiting += data
+
+    def _try_send(self, data: bytes) -> int:
+        try:
+            return int(self._socket.send(data))
+        except _AGAIN:
+            return 0
+        except OSError:
+            get_hub().loop.run_callback(self._end)
+            return len(data)
+
+    def _writable(self) -> None:
+        """Runs in the hub."""
+        self._waiting = self._waiting[self._try_send(self._waiting) :]
+        if self._waiting or self._stopped:
+            return
+        self._writer.stop()
+        self._settle()
+        other = self._other
+        if not self._stopped and not other._has_ended:
+            other._reader.start(other._readable)
+            get_hub().loop.run_callback(other._readable)
+
+    def _settle(self) -> None:
+        """Pass the end of the other side on, once everything of it is sent."""
+        if self._waiting or not self._other._has_ended:
+            return
+        if self._is_shut or self._has_ended:
+            self._end()
+            return
+        self._is_shut = True
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._end()
+
+
+def _bound(relay: Address) -> socket.socket:
+    """A TCP socket at a relayed address, which listens there or connects from there. Raises OSError."""
+    family = socket.AF_INET6 if ":" in relay.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        # Both kinds share the port (RFC 6062 §5.2); no other process may, as all must be of this user.
+        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+            sock.setsockopt(socket.SOL_SOCKET, option, 1)
+        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+            sock.setsockopt(socket.SOL_SOCKET, option, KERNEL_BUFFER_BYTES)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(relay)
+    except OSError:
+        sock.close()
+        raise
+    return sock
