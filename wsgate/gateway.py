@@ -120,6 +120,7 @@ class Gateway:
     def start(self) -> None:
         """Begin to serve. Raises StartError."""
         self._resolver.serve(self._backend_settings)
+        self._resolver.first_look()
         self._backends.start()
         if self._mesh is not None:
             self._mesh.start()

@@ -6,12 +6,15 @@ A SIGTERM of a call between raw parties, and files that are refused, are in test
 from __future__ import annotations
 
 import enum
+import threading
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.dns_server import DnsServer, Fault
 from tests.interop.daemon import Daemon
 from tests.interop.kamailio import PASSWORD, Kamailio
 from tests.interop.process import accepts, wait_for
@@ -29,6 +32,7 @@ from tests.interop.two_ends import (
     Leg,
     acknowledgement,
     browser_asks,
+    call_from_desk,
     desk_asks,
     leg_of_called,
     leg_of_caller,
@@ -180,3 +184,39 @@ def call_of_jssip(phone: Softphone, desk: Desk, caller: str) -> Leg:
         desk.send(leg.request("ACK", 1, desk.via))
     phone.wait("confirmed")
     return leg
+
+
+def test_n6_right_after_a_start_no_server_is_a_stranger_because_the_dns_is_slow(tmp_path: Path) -> None:
+    """What comes before the first answer of the DNS waits in the socket for it: valid, it is not met with 403."""
+    with ExitStack() as stack:
+        desk = Desk()
+        stack.callback(desk.close)
+        zone = f"_sip._udp SRV 10 10 {desk.peer.port} pbx\npbx A 127.0.0.1\n"
+        dns = stack.enter_context(DnsServer(zone, DOMAIN))
+        text = f"[backend {DOMAIN}]\ntarget = sip:{DOMAIN}\ntransports = udp\n"
+        text += f"[dns]\nnameservers = {dns.address[0]}:{dns.address[1]}\ntimeout = 0.5\n"
+        gateway = Daemon(tmp_path, text)
+        stack.callback(gateway.stop)
+        desk.gate = (gateway.sip_host, gateway.sip)
+        browser = Browser(gateway.address)
+        stack.callback(browser.close_tab)
+        browser.register(desk)
+        call = call_from_desk(browser, desk)
+        gateway.stop()
+        asked = len(dns.asked)
+        dns.faults[""] = Fault.SILENCE
+        bye = call.desk.request("BYE", 2, desk.via)
+
+        def speak() -> None:
+            # As soon as the new process asks: the BYE, and a little later the DNS is back.
+            wait_for(lambda: len(dns.asked) > asked, "a question", 20)
+            desk.send(bye)
+            time.sleep(0.2)
+            dns.faults.clear()
+
+        speaking = threading.Thread(target=speak)
+        speaking.start()
+        gateway.start()
+        speaking.join()
+        desk.expect("SIP/2.0 480", "2 BYE")
+        assert_nobody_was_refused(gateway)

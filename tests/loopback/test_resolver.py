@@ -271,6 +271,21 @@ def test_n5_silence_costs_the_one_that_asked(server: DnsServer, make: Make) -> N
     assert waiting.get().targets == ()
 
 
+def test_n6_a_first_look_waits_for_those_that_are_answered_and_a_bounded_time_for_others(
+    server: DnsServer, make: Make
+) -> None:
+    server.faults["slow.example.com"] = Fault.SILENCE
+    resolver = make(timeout=5.0)
+    resolver.serve({"fast": backend("sip:plain.example.com:5060"), "b": backend("sip:127.0.3.1")})
+    resolver.first_look(10.0)
+    assert resolver.known_addresses().hosts == {"127.0.2.1", "127.0.3.1"}
+    resolver.serve({"slow": backend("sip:slow.example.com:5060"), "fast": backend("sip:plain.example.com:5060")})
+    begin = time.monotonic()
+    resolver.first_look(0.3)
+    assert 0.25 < time.monotonic() - begin < 4.0
+    assert resolver.cached("slow") is None
+
+
 def test_n5_many_silent_questions_hold_up_no_other_backend(server: DnsServer, make: Make) -> None:
     zone = "".join(f"_sip._udp SRV {n} 0 5060 h{n}\n" for n in range(32))
     server.serve(zone + "plain A 127.0.2.1")

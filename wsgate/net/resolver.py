@@ -35,6 +35,8 @@ LEAST_REFRESH_SECONDS = 1.0
 MOST_REFRESH_MARGIN_SECONDS = 5.0
 MOST_RETRY_SECONDS = 30.0
 """Failed resolutions are tried again after 1, 2, 4 ... up to this many seconds (RFC 8767 §5)."""
+FIRST_LOOK_SECONDS = 2.0
+"""How long a start waits for the DNS: what comes meanwhile waits in the sockets."""
 RESOLVE_SECONDS = 10.0
 """How long a request waits for a backend that was never found."""
 
@@ -170,6 +172,17 @@ class Resolver:
                 backend = self._backends[domain] = _Backend(domain, settings)
                 backend.greenlet = gevent.spawn(self._keep_fresh, backend)
         self._publish()
+
+    def first_look(self, timeout: float = FIRST_LOOK_SECONDS) -> None:
+        """Wait until each backend was looked for once, well or not, `timeout` seconds at most.
+
+        Until then rule N6 would take a server for a stranger, and D1 its address for one of nobody. Blocks the calling
+        greenlet only.
+        """
+        deadline = self._now() + timeout
+        for backend in list(self._backends.values()):
+            if backend.resolution is None:
+                backend.refreshed.wait(max(0.0, deadline - self._now()))
 
     def close(self) -> None:
         """End all questions and refreshes."""
