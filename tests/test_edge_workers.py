@@ -38,19 +38,30 @@ class Crew:
             World(worker=number, workers=count, first_number=1 + number * 10**9, **settings)  # type: ignore[arg-type]
             for number in range(count)
         ]
-        self.sharing = [
-            Sharing(
-                number,
-                [other for other in range(count) if other != number],
-                world.directory,
-                Counters(),
-                hand_over=world.edge.hand_over,
-                take_dialog=world.edge.take_over,
-                end_dialog=world.edge.ended_elsewhere,
-            )
-            for number, world in enumerate(self.worlds)
-        ]
+        self.sharing = [self._share(number, world) for number, world in enumerate(self.worlds)]
         self.hops = 0
+
+    def _share(self, number: int, world: World) -> Sharing:
+        return Sharing(
+            number,
+            [other for other in range(len(self.worlds)) if other != number],
+            world.directory,
+            Counters(),
+            hand_over=world.edge.hand_over,
+            take_dialog=world.edge.take_over,
+            end_dialog=world.edge.ended_elsewhere,
+            lost=world.edge.lost_elsewhere,
+        )
+
+    def restart(self, number: int) -> World:
+        """A worker is killed and another one takes its place, with nothing but what the others tell."""
+        count = len(self.worlds)
+        world = self.worlds[number] = World(worker=number, workers=count, first_number=5 * 10**9)
+        world.now = self.worlds[1 - min(number, 1)].now
+        self.sharing[number] = self._share(number, world)
+        self.sharing[number].hello()
+        self.settle()
+        return world
 
     def settle(self) -> None:
         """Deliver what they send and tell each other until nothing is under way."""
@@ -293,6 +304,47 @@ def test_the_party_that_stayed_is_still_watched_by_its_worker():
     assert crew.worlds[2].one(flow).method == b"BYE"
 
 
+def test_who_lost_a_worker_and_stays_away_is_hung_up_by_the_other_one(crew: Crew):
+    """D4: the dead worker can tell nobody; that of the other party does, after the grace."""
+    call = Call(crew)
+    crew.restart(1)
+    crew.move(59)
+    assert crew.worlds[0].take(call.alice) == []
+    crew.move(3)
+    bye = crew.worlds[0].one(call.alice)
+    assert bye.method == b"BYE"
+    crew.worlds[0].from_browser(call.alice, response(bye, 200, "OK"))
+    assert crew.worlds[0].edge.counts()["dialogs"] == 0
+
+
+@pytest.mark.parametrize("place", [1, 2])
+def test_who_lost_a_worker_and_comes_back_has_its_call(place: int):
+    """D3: at the worker that was started again, or at another one; the other party's worker hands the dialog over."""
+    crew = Crew(3)
+    call = Call(crew)
+    crew.restart(1)
+    world = crew.worlds[place]
+    flow = world.browser("203.0.113.6")
+    register(world, flow, f"Contact: <{CALLEE}>;expires=600", user="bob", call_id="again")
+    crew.settle()
+    crew.worlds[0].from_browser(call.alice, call.of_alice("INFO"))
+    crew.settle()
+    arrived = world.one(flow)
+    world.from_browser(flow, response(arrived, 200, "OK"))
+    crew.settle()
+    assert crew.worlds[0].one(call.alice).status == 200
+    world.from_browser(flow, call.of_bob())
+    crew.settle()
+    bye = crew.worlds[0].one(call.alice)
+    assert bye.method == b"BYE"
+    crew.worlds[0].from_browser(call.alice, response(bye, 200, "OK"))
+    crew.settle()
+    assert world.one(flow).status == 200
+    crew.move(120)
+    assert crew.worlds[0].take(call.alice) == []
+    assert [one.edge.counts()["dialogs"] for one in crew.worlds] == [0, 0, 0]
+
+
 def test_workers_that_disagree_end_it_soon(crew: Crew):
     """T3: each believes that the client is at the other one; the loop hash ends what goes round."""
     old, left, right = b"old-flow", b"flow-lft", b"flow-rgt"
@@ -315,7 +367,7 @@ def test_only_a_worker_shows_the_proof():
     flow = world.browser()
     path = header(register(world, flow), b"path")
     source = Hop(Transport.UDP, Address("192.0.2.1", 5160))
-    for proof in ("", ";wsg", ";wsg=" + "0" * 32):
+    for proof in ("", ";wsg-worker", ";wsg-worker=" + "0" * 32):
         via = f"SIP/2.0/UDP 192.0.2.1:5160;branch=z9hG4bKx{len(proof)};rport{proof}"
         data = request("MESSAGE", ALICE, f"Route: {path}", via=via, call_id=f"c{len(proof)}")
         world.apply(world.edge.from_backend(source, data, world.now))

@@ -29,6 +29,7 @@ class Worker:
         self.dialogs: dict[bytes, list[object]] = {}
         self.taken: list[object] = []
         self.ended: list[object] = []
+        self.lost: set[bytes] = set()
         self.sharing = Sharing(
             number,
             [other for other in range(workers) if other != number],
@@ -37,6 +38,7 @@ class Worker:
             hand_over=lambda flows: [dialog for flow in flows for dialog in self.dialogs.pop(flow, [])],
             take_dialog=lambda value, now: self.taken.append(value),
             end_dialog=self.ended.append,
+            lost=lambda flows, now: self.lost.update(flows),
             call_peers=self.peers,
         )
 
@@ -202,6 +204,7 @@ def test_a_worker_that_begins_learns_all_and_its_own_earlier_life_is_over():
     for worker in workers:
         assert [worker.directory.has_flow(flow) for flow in (ONE, TWO, THREE)] == [True, False, True]
         assert worker.directory.gone_since(TWO) is not None
+    assert [worker.lost for worker in workers] == [{TWO}, set(), {TWO}]
 
 
 def test_the_dialogs_of_a_client_go_with_it_once():

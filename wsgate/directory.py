@@ -533,10 +533,12 @@ class Directory:
         if len(kept) < len(known):
             self._replace_bindings(key[0], kept, now)
 
-    def learn_restart(self, worker: int, now: float) -> None:
-        """Another worker begins anew: its flows are gone."""
-        for flow in [flow for flow, of in self._elsewhere.items() if of == worker]:
+    def learn_restart(self, worker: int, now: float) -> set[bytes]:
+        """Another worker begins anew: its flows are gone. Returns those that we knew."""
+        lost = {flow for flow, of in self._elsewhere.items() if of == worker}
+        for flow in lost:
             self.learn_gone(flow, now)
+        return lost
 
     # What the other workers are told
 

@@ -261,6 +261,7 @@ class Gateway:
             hand_over=self._edge.hand_over,
             take_dialog=self._edge.take_over,
             end_dialog=self._edge.ended_elsewhere,
+            lost=self._edge.lost_elsewhere,
             call_peers=self._call_peers,
         )
         return Mesh(sharing, self._crew.inbox, self._crew.outlets, self._edge.ended_here, self._learnt, self._counters)

@@ -32,7 +32,7 @@ class Sharing:
     """One worker's side. `others` are the numbers of all others.
 
     `hand_over` gives the dialogs of flows whose client registered at another worker, `take_dialog` takes one from
-    there (raises ValueError where it cannot be read).
+    there (raises ValueError where it cannot be read). `lost` is told the flows of a worker that began anew.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Sharing:
         hand_over: Dialogs,
         take_dialog: Callable[[Any, float], None],
         end_dialog: Callable[[Any], None],
+        lost: Callable[[set[bytes], float], None],
         call_peers: CallPeers | None = None,
     ) -> None:
         self._call_peers = call_peers
@@ -56,6 +57,7 @@ class Sharing:
         self._hand_over = hand_over
         self._take_dialog = take_dialog
         self._end_dialog = end_dialog
+        self._lost = lost
         self._waiting: dict[int, deque[bytes]] = {other: deque() for other in others}
         self._everything: dict[int, Iterator[Change]] = {}
         directory.told = {}
@@ -167,7 +169,7 @@ class Sharing:
     def _hear(self, word: str, sender: int, rest: list[Any], now: float) -> None:
         directory = self._directory
         if word == "hello":
-            directory.learn_restart(sender, now)
+            self._lost(directory.learn_restart(sender, now), now)
             self._everything[sender] = iter(list(directory.everything()))
             if self._call_peers is not None:
                 self._call_peers.learn_restart(sender)

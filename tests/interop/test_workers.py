@@ -148,6 +148,22 @@ def test_a_worker_that_dies_is_replaced_and_the_calls_of_others_go_on(three: Dae
     pass_on(bob, carol, "BYE")
 
 
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_call_outlives_the_worker_of_one_party(three: Daemon, stack: ExitStack, place: int):
+    """D3: the browser comes back at whichever worker, and has its call from that of the other party."""
+    alice, bob = party_on(three, 1, f"alice{4 + place // 2}"), party_on(three, 2, f"bob{4 + place // 2}")
+    for party in (alice, bob):
+        stack.callback(leave, party)
+    establish(alice, bob)
+    ready = three.log.count(READY)
+    os.kill(processes(three)[2].pid, signal.SIGKILL)
+    wait_for(lambda: three.log.count(READY) == ready + 1, "another worker", 30)
+    move(three, bob, place)
+    pass_on(alice, bob, "INFO")
+    pass_on(bob, alice, "BYE")
+    wait_all(three, "dialogs", [0, 0, 0])
+
+
 # Through a SIP server over UDP
 
 

@@ -207,6 +207,19 @@ class DialogTable:
             known.shared = True
             self.touch(known, now)
 
+    def adopt(self, flows: Collection[bytes]) -> set[bytes]:
+        """These flows of another worker are gone with it: from now on their dialogs are kept here as those of flows of
+        ours. Returns the flows that have any."""
+        adopted = set()
+        for dialog in self._dialogs.values():
+            for side in (dialog.caller, dialog.callee):
+                if side.elsewhere in flows:
+                    side.flow, side.elsewhere = side.elsewhere, b""
+                    adopted.add(side.flow)
+                    self._join(dialog, dialog.caller.flow, dialog.callee.flow)
+                    self._note(dialog.key)
+        return adopted
+
     def end_elsewhere(self, key: Key) -> None:
         """A shared dialog ended at another worker."""
         dialog = self._dialogs.get(key)

@@ -317,6 +317,11 @@ class Edge:
         key, rest = value
         self._dialogs.take_over(read_dialog(key, rest, now, 0.0), now)
 
+    def lost_elsewhere(self, flows: set[bytes], now: float) -> None:
+        """The worker of these flows died: what it knew of their dialogs is lost, so ours are watched here (rule D4)."""
+        for flow in self._dialogs.adopt(flows):
+            self._orphans.flow_closed(flow, now)
+
     def ended_elsewhere(self, value: Any) -> None:
         """A dialog that another worker holds too is over there. Raises ValueError or TypeError."""
         self._dialogs.end_elsewhere(read_key(value))

@@ -19,7 +19,7 @@ from wsgate.sip.message import Message
 from wsgate.sip.names import side_uri
 from wsgate.sip.targets import Target
 
-PROOF_PARAMETER = b"wsg"
+PROOF_PARAMETER = b"wsg-worker"
 """Of the Via on a request from worker to worker."""
 
 _PROOF_BYTES = 16
