@@ -39,7 +39,7 @@ FLOORS = {
     "assembly": "config crew web statefile signalling media store gateway",
     "process": (
         "userfile control daemon plan sockets databases worker_process supervisor worker"
-        " turn_link turn_test turn_credentials turn_commands cli __main__"
+        " turn_link turn_trial turn_credentials turn_commands cli __main__"
     ),
 }
 ORDER = [name for floor in FLOORS.values() for name in floor.split()]

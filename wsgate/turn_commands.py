@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from wsgate import turn_credentials, turn_test
+from wsgate import turn_credentials, turn_trial
 from wsgate.config import Configuration, load
 from wsgate.errors import StartError
 from wsgate.turn.auth import HandedOut
@@ -80,8 +80,8 @@ def test(words: Sequence[str]) -> int:
     trust = Trust(options.ca_file, options.insecure)
     if options.ca_file and not os.path.isfile(options.ca_file):
         raise StartError(f"--ca-file: there is no file {options.ca_file}")
-    target = turn_test.Target(options.url, trust, options.timeout, Family.IPV6 if options.ipv6 else None)
-    return int(turn_test.run(target, username, password, lambda line: print(line, flush=True)))
+    target = turn_trial.Target(options.url, trust, options.timeout, Family.IPV6 if options.ipv6 else None)
+    return int(turn_trial.run(target, username, password, lambda line: print(line, flush=True)))
 
 
 def _login(options: argparse.Namespace) -> tuple[str, str]:

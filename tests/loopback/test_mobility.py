@@ -13,7 +13,7 @@ from wsgate.turn import stun
 from wsgate.turn.stun import Method
 from wsgate.turn.uri import parse_uri
 from wsgate.turn_link import Trust
-from wsgate.turn_test import Failure, Session, Target
+from wsgate.turn_trial import Failure, Session, Target
 
 SECONDS = 20.0
 CHANNEL = 0x4001
