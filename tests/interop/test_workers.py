@@ -164,6 +164,22 @@ def test_a_call_outlives_the_worker_of_one_party(three: Daemon, stack: ExitStack
     wait_all(three, "dialogs", [0, 0, 0])
 
 
+def test_a_worker_that_stands_still_costs_the_others_nothing(three: Daemon, stack: ExitStack):
+    """T3: its inbox fills, nobody waits for it, and it knows all once it goes on."""
+    alice = party_on(three, 0, "alice9")
+    stack.callback(leave, alice)
+    before = three.statuses()[2]["bindings"]
+    still = processes(three)[2]
+    still.suspend()
+    try:
+        for number in range(99):
+            alice.uri = f"sip:alice9@browser{number % 9}.invalid;transport=ws"
+            assert alice.register().startswith(b"SIP/2.0 200 ")
+    finally:
+        still.resume()
+    wait_for(lambda: three.statuses()[2]["bindings"] == before + 9, "the news", 20)
+
+
 # Through a SIP server over UDP
 
 
