@@ -172,7 +172,7 @@ def test_a_worker_that_stands_still_costs_the_others_nothing(three: Daemon, stac
     still = processes(three)[2]
     still.suspend()
     try:
-        for number in range(99):
+        for number in range(36):
             alice.uri = f"sip:alice9@browser{number % 9}.invalid;transport=ws"
             assert alice.register().startswith(b"SIP/2.0 200 ")
     finally:
