@@ -47,9 +47,9 @@ PURE = [name for floor in ("codecs", "machines") for name in FLOORS[floor].split
 
 RULES = {
     letter: [f"{letter}{number}" for number in range(1, last + 1)]
-    for letter, last in zip("HCRIBDWVNG", (7, 7, 7, 7, 6, 5, 2, 3, 6, 6), strict=True)
-} | {"T": ["T1", "T2"]}
-"""The rules of the specification for SIP over WebSocket, by letter."""
+    for letter, last in zip("HCRIBDWVTNGSALPEQ", (7, 7, 7, 7, 6, 5, 2, 3, 3, 6, 6, 5, 5, 4, 6, 4, 2), strict=True)
+}
+"""The rules of the specification by letter: H to G for SIP over WebSocket, S to Q for STUN and TURN (C1 is in both)."""
 
 IMPURE = {"gevent", "geventwebsocket", "socket", "ssl", "time", "os", "random", "threading", "asyncio", "select"}
 """What must not be imported below net/; random bytes, time and sockets come in as arguments."""
