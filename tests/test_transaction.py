@@ -64,8 +64,9 @@ def answer(
     tag: bytes = b"b1",
     headers: tuple[tuple[bytes, bytes], ...] = (),
     body: bytes = b"",
+    reason: str = "Any",
 ) -> Message:
-    return Message.parse(response_to(to, status, "Any", to_tag=tag, headers=headers, body=body))
+    return Message.parse(response_to(to, status, reason, to_tag=tag, headers=headers, body=body))
 
 
 def server_of(effects: list[Effect]) -> ServerTransaction:
@@ -419,7 +420,7 @@ def test_every_2xx_passes_also_a_retransmitted_and_a_forked_one_until_timer_m() 
 
 
 def test_retransmitted_provisional_is_not_passed() -> None:
-    """I6: the same status, To tag, RSeq and body is a retransmission; each difference is news."""
+    """I5, I6: the same bytes are a retransmission; each difference is news, a queue's progress too (3261 §21.1.5)."""
     machines = layer()
     client = start(machines, b"INVITE", UDP)
     news = [
@@ -430,6 +431,9 @@ def test_retransmitted_provisional_is_not_passed() -> None:
         answer(client.request, 183, b"b1", body=b"v=0\r\n"),
         answer(client.request, 183, b"b1", headers=((b"RSeq", b"1"),)),
         answer(client.request, 183, b"b1", headers=((b"RSeq", b"2"),)),
+        answer(client.request, 180, b"b1", headers=((b"Alert-Info", b"<urn:alert:service:call-waiting>"),)),
+        answer(client.request, 182, b"b1", reason="Queued, 2 calls ahead"),
+        answer(client.request, 182, b"b1", reason="Queued, 1 call ahead"),
     ]
     for response in news:
         assert machines.receive_response(response, UDP, 1.0) == [ResponseReceived(client, response)]

@@ -249,12 +249,13 @@ class TransactionLayer:
         return message.method == b"CANCEL" and self.invite_server(message, hop) is not None
 
     def _is_news(self, client: ClientTransaction, message: Message, now: float) -> bool:
-        """False for the retransmission of a provisional (I6).
+        """False for the retransmission of a provisional: the same bytes again (RFC 3261 §17.2.1, rule I6).
 
-        The same one after 64*T1 is no retransmission but the sign of life of RFC 3261 §13.3.1.1, which is to reach
+        One that differs in anything is news: a queue counts by the Reason phrases of several 182 (§21.1.5). The same
+        one after 64*T1 is no retransmission but the sign of life of RFC 3261 §13.3.1.1, which is to reach
         Timer C of every proxy on the way.
         """
-        provisional = message.status, message.to_tag, message.header(b"rseq"), hash(message.body)
+        provisional = hash(message.data)
         seen = client.provisionals
         if seen is None:
             seen = client.provisionals = {}

@@ -79,7 +79,7 @@ class ClientTransaction(_Transaction):
         self.context = context
         self.cancel: bytes | None = None
         self.is_internal = is_internal
-        self.provisionals: dict[object, float] | None = None
+        self.provisionals: dict[int, float] | None = None
 
     @property
     def request(self) -> Message:
