@@ -57,6 +57,18 @@ def test_d4_a_caller_that_vanishes_while_it_rings_is_cancelled_after_orphan_grac
     assert cancel.header(b"reason") is not None
 
 
+@pytest.mark.parametrize("cleanup", [True, False])
+def test_d4_what_rings_is_cancelled_when_the_process_ends(cleanup: bool) -> None:
+    """Nobody else would know of it afterwards; with `orphan_cleanup = off` the far side's own timers end it."""
+    w = World(orphan_cleanup=cleanup)
+    flow = w.browser()
+    message = invite(w, flow)
+    w.from_backend(response(message, 180, "Ringing", to_tag="b1"))
+    w.take()
+    w.apply(w.edge.stopping(w.now))
+    assert [sent.method for sent in w.take(PBX)] == [b"CANCEL"] * cleanup
+
+
 def test_d4_no_bye_before_the_call_is_taken() -> None:
     """D4: BYE is for an established dialog, however short its grace; what rings is cancelled."""
     w = World(orphan_grace=2.0, reconnect_grace=1.0)

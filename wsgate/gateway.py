@@ -140,6 +140,7 @@ class Gateway:
         self._edge.draining = True
         self._wait_for(lambda: not self._edge.counts()["dialogs"], self._configuration.process.drain_timeout)
         self._guard.draining = True
+        self._signalling.apply(self._edge.stopping(now()))
         for listener in self._listeners:
             listener.stop_accepting()
             listener.close(reason_code, "going away")

@@ -220,3 +220,27 @@ def test_n6_right_after_a_start_no_server_is_a_stranger_because_the_dns_is_slow(
         speaking.join()
         desk.expect("SIP/2.0 480", "2 BYE")
         assert_nobody_was_refused(gateway)
+
+
+def test_d4_what_rings_when_wsgate_ends_is_cancelled(tmp_path: Path) -> None:
+    """The phone would ring on: the next process knows nothing of it."""
+    with ExitStack() as stack:
+        desk = Desk()
+        stack.callback(desk.close)
+        gateway = Daemon(tmp_path, f"[backend {DOMAIN}]\ntarget = sip:{desk.place}\ntransports = udp\n")
+        desk.gate = (gateway.sip_host, gateway.sip)
+        browser = Browser(gateway.address)
+        stack.callback(browser.close_tab)
+        browser.register(desk)
+        browser.invite()
+        invite = desk.expect("INVITE ")
+        desk.answer(invite, "180 Ringing")
+        browser.expect("SIP/2.0 180")
+        ending = threading.Thread(target=gateway.stop)
+        ending.start()
+        stack.callback(ending.join)
+        cancel = desk.expect("CANCEL ")
+        assert header(cancel, "Call-ID") == header(invite, "Call-ID")
+        desk.answer(cancel, "200 OK", tag="other")
+        desk.answer(invite, "487 Request Terminated")
+        assert header(desk.expect("ACK "), "CSeq") == "1 ACK"

@@ -271,6 +271,10 @@ class Edge:
         registration = self._directory.behind(handle)
         return registration.contact if registration is not None else None
 
+    def stopping(self, now: float) -> list[Effect]:
+        """The process ends soon: end what cannot outlive it (rule D4)."""
+        return self._run(self._orphans.stopping(now), now)
+
     # What a restart takes up
 
     def load_state(self, data: bytes, now: float, wall_offset: float) -> None:

@@ -212,6 +212,10 @@ class Forwarding:
         """The INVITEs of a browser's flow that have no final answer yet (rule D4)."""
         return [self._invites[number] for number in self._invites_of_flow.get(flow, ())]
 
+    def invites_of_browsers(self) -> list[Context]:
+        """Those of all flows."""
+        return [self._invites[number] for numbers in self._invites_of_flow.values() for number in numbers]
+
     def next_timer(self) -> float | None:
         """When the earliest Timer C may fire, or a dead target is to be probed."""
         while self._timers and self._timers[0][1] not in self._invites:

@@ -82,6 +82,15 @@ class Orphans:
             if self._dialogs.of_flow(lost):
                 self._wait(now + self._settings.reconnect_grace, Grace.RETURN, lost)
 
+    def stopping(self, now: float) -> list[Effect]:
+        """This process ends: what rings for a browser is cancelled at once, for no later one would know of it."""
+        effects: list[Effect] = []
+        if self._settings.orphan_cleanup:
+            for context in self._forwarding.invites_of_browsers():
+                self._counters.count("sip_orphans_cancelled")
+                effects += self._forwarding.cancel(context, now, CANCELLED)
+        return effects
+
     def next_timer(self) -> float | None:
         """When the earliest grace is over."""
         return self._timers[0][0] if self._timers else None
