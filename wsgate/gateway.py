@@ -7,7 +7,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import gevent
 import psutil
@@ -19,7 +19,7 @@ from wsgate.bearer import VerificationKey, parse_keys
 from wsgate.call_peers import CallPeers
 from wsgate.config import Configuration
 from wsgate.credentials import CredentialsError, Users, parse_users
-from wsgate.crew import WILDCARDS, addresses_of_others, backend_sides, hosts_of, of_kind
+from wsgate.crew import OwnAddresses, backend_sides
 from wsgate.directory import Directory
 from wsgate.errors import ConfigurationError, StartError
 from wsgate.guard import Guard
@@ -44,8 +44,6 @@ from wsgate.sip.edge import Edge
 from wsgate.sip.flow import FlowTable, FlowTokens
 from wsgate.sip.gruu import TemporaryGruus
 from wsgate.sip.journal import JournalError
-from wsgate.sip.names import Names
-from wsgate.sip.proxy import SipSettings
 from wsgate.sip.registrar import Registrar
 from wsgate.sip.siblings import Siblings
 from wsgate.sip.targets import BackendSettings
@@ -85,7 +83,8 @@ class Gateway:
         self._guard = Guard(configuration.limits)
         self._secrets: tuple[Key, ...] = _secrets(configuration, files)
         self._tokens = FlowTokens(self._secrets, crew.number)
-        self._names = self._own_names(configuration)
+        self._addresses = OwnAddresses(configuration, crew, endpoints, self._hosts)
+        self._names = self._addresses.names()
         self._backend_settings: dict[str, BackendSettings] = dict(configuration.backends)
         self._directory = Directory(configuration.sip.reconnect_grace)
         self._call_peers = _call_peers(configuration)
@@ -94,7 +93,7 @@ class Gateway:
         self._resolver = Resolver(
             configuration.dns,
             self._counters,
-            own=self._own_addresses() | addresses_of_others(crew, self._hosts) | self._names.known_as(),
+            own=self._addresses.of_all_workers() | self._names.known_as(),
             random_float=random.random,
         )
         self._edge = self._new_edge(configuration)
@@ -357,7 +356,7 @@ class Gateway:
 
     def _check_fallback(self, name: str, settings: ListenerSettings) -> None:
         """Where a listener is bound to a wildcard, only here it is known which addresses are ours."""
-        if settings.http_fallback in self._own_addresses():
+        if settings.http_fallback in self._addresses.own():
             problem = f"{settings.http_fallback} is our own port"
             raise ConfigurationError(problem, section=f"listener {name}", option="http_fallback")
 
@@ -433,11 +432,6 @@ class Gateway:
         server = {"urls": urls, "username": credentials.username, "credential": credentials.password}
         return {"iceServers": [server], "ttl": credentials.ttl}
 
-    def _bound(self, kind: str, worker: int) -> list[Address]:
-        if worker == self._crew.number:
-            return [Address(*sock.getsockname()[:2]) for sock in self._sockets(kind)]
-        return of_kind(self._crew, kind, worker)
-
     def _sockets(self, kind: str, name: str = "") -> list[socket.socket]:
         return [
             sock for endpoint, sock in self._endpoints.items() if endpoint.kind == kind and name in ("", endpoint.name)
@@ -445,71 +439,9 @@ class Gateway:
 
     # Addresses
 
-    def _own_addresses(self, *kinds: str) -> set[Address]:
-        """Every address and port that this gateway listens on, wildcards written out."""
-        found = set()
-        for endpoint, sock in self._endpoints.items():
-            if kinds and endpoint.kind not in kinds:
-                continue
-            host, port = sock.getsockname()[:2]
-            found |= {Address(own, port) for own in hosts_of(host, self._hosts)}
-        return found
-
-    def _own_names(self, configuration: Configuration) -> Names:
-        settings = configuration.sip
-        advertise = self._advertised(settings, "sip-udp", self._crew.number)
-        if not advertise:
-            advertise = [Address(host, 5060) for host in self._hosts[:1]]
-        public = settings.public or self._auto_public(configuration, advertise[0].host)
-        if settings.advertise is None:
-            logger.info("[sip] advertise is %s", ", ".join(map(str, advertise)))
-        if settings.public is None:
-            logger.info("[sip] public is %s", public)
-        return Names(
-            advertise=advertise,
-            advertise_tls=self._advertised(settings, "sip-tls", self._crew.number),
-            public=public,
-            aliases=settings.aliases,
-            # The backend sides of the other workers are ours too: what was meant for them is understood (T3).
-            listeners=self._own_addresses() | set(self._of_others(settings)),
-            first=dict(self._of_first(settings)),
-        )
-
-    def _of_others(self, settings: SipSettings) -> Iterator[Address]:
-        yield from addresses_of_others(self._crew, self._hosts)
-        for other in self._crew.outlets:
-            for kind in ("sip-udp", "sip-tls"):
-                yield from self._advertised(settings, kind, other)
-
-    def _of_first(self, settings: SipSettings) -> Iterator[tuple[Address, Address]]:
-        """What the first worker advertises, for each advertised address of this one (rule R5)."""
-        for kind in ("sip-udp", "sip-tls"):
-            own, first = (self._advertised(settings, kind, worker) for worker in (self._crew.number, 0))
-            yield from zip(own, first, strict=True)
-
-    def _advertised(self, settings: SipSettings, kind: str, worker: int) -> list[Address]:
-        """What backends see of a worker's sockets: a name of `advertise` of the family of each, else its address."""
-        found = []
-        for host, port in self._bound(kind, worker):
-            named = [own for own in settings.advertise or () if (":" in own) == (":" in host)]
-            choice = named or ([host] if host not in WILDCARDS else self._hosts)
-            family = [own for own in choice if (":" in own) == (":" in host)]
-            found += [Address(own, port) for own in family[:1]]
-        return found
-
-    def _auto_public(self, configuration: Configuration, host: str) -> Address:
-        """The first listener with TLS, else the first of all, by a name of its own where it is bound to one."""
-        names = sorted(configuration.listeners, key=lambda name: configuration.listeners[name].tls is Switch.OFF)
-        for name in names:
-            for sock in self._sockets("listener", name):
-                bound, port = sock.getsockname()[:2]
-                return Address(host if bound in WILDCARDS else canonical_host(bound), port)
-        return Address(host, 443)
-
     def _refused_peers(self) -> set[Address]:
         """Rule P5: our own listeners and the SIP transport addresses of every backend."""
-        own = self._own_addresses() | addresses_of_others(self._crew, self._hosts)
-        return own | {address for _, address in self._resolver.known_addresses().hops}
+        return self._addresses.of_all_workers() | {address for _, address in self._resolver.known_addresses().hops}
 
     def _backend_status(self, domain: str) -> dict[str, object]:
         if domain in self._configuration.embedded_domains:
