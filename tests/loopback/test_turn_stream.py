@@ -36,7 +36,7 @@ PEER_HOST = "127.0.0.2"
 
 
 def eventually(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 15
     while not condition():
         assert time.monotonic() < deadline
         gevent.sleep(0.005)
