@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from tests.test_peers import METADATA, REFUSED_HOSTS, embeddings
 from tests.test_turn_server import PEER, RELAY, UDP, Phone, World, code
 from wsgate.addr import Address
+from wsgate.call_peers import CallPeers
 from wsgate.turn import stun
 from wsgate.turn.allocation import (
     Client,
@@ -18,11 +20,13 @@ from wsgate.turn.allocation import (
     JoinConnection,
     OpenConnection,
     OpenRelays,
+    RelayAddress,
     Reply,
 )
 from wsgate.turn.connections import BIND_SECONDS, CONNECT_SECONDS, TRANSITIONS, Event, State
 from wsgate.turn.peers import Peers
-from wsgate.turn.stun import EvenPort, Method
+from wsgate.turn.server import PeerPolicy
+from wsgate.turn.stun import EvenPort, Family, Method
 
 TCP = stun.REQUESTED_TRANSPORT(6)
 OTHER_PEER = Address("8.8.4.4", 80)
@@ -301,6 +305,96 @@ def test_an_allocation_has_so_many_connections(world: StreamWorld) -> None:
     assert other.refused(Method.CONNECT, stun.XOR_PEER_ADDRESS(OTHER_PEER)) == 508
     world.server.connection_closed(numbers[0])
     established(world, other, OTHER_PEER)
+
+
+def test_a_user_has_so_many_connections(world: StreamWorld) -> None:
+    """Rule Q1: over all allocations of the user."""
+    world = StreamWorld(connections_per_user=2)
+    first, second, bob = StreamPhone(world, path=7), StreamPhone(world, path=8), StreamPhone(world, path=9, user="bob")
+    first.listens()
+    number = established(world, first)
+    second.listens()
+    established(world, second)
+    assert second.refused(Method.CONNECT, stun.XOR_PEER_ADDRESS(OTHER_PEER)) == 508
+    second.permit(OTHER_PEER)
+    assert world.server.accepted(second.client, OTHER_PEER, world.now) == (0, [])
+    world.server.connection_closed(number)
+    assert world.server.accepted(second.client, OTHER_PEER, world.now)[0] != 0
+    bob.listens()
+    established(world, bob)
+
+
+def test_connects_come_at_a_bounded_rate() -> None:
+    """Rule Q1: a relay is no port scanner."""
+    world = StreamWorld(connects_per_second=3)
+    phone, bob = StreamPhone(world), StreamPhone(world, path=9, user="bob")
+    phone.listens()
+    for port in (1, 2, 3):
+        world.server.connect_failed(phone.connect(Address("8.8.8.8", port)), world.now)
+    assert phone.refused(Method.CONNECT, stun.XOR_PEER_ADDRESS(PEER)) == 508
+    assert world.counters.values["turn_connects_limited"] == 1
+    bob.listens()
+    bob.connect()
+    world.now += 1
+    world.listening.append(world.listening.pop(0))
+    phone.connect()
+
+
+def test_no_descriptor_is_508(world: StreamWorld, phone: StreamPhone) -> None:
+    """Rule Q1."""
+    number = phone.connect()
+    assert code(answer_in(world.server.connect_failed(number, world.now, exhausted=True))) == 508
+
+
+def test_a_waiting_connect_keeps_no_bytes_of_its_request(world: StreamWorld, phone: StreamPhone) -> None:
+    """Up to 64 KiB could come with each."""
+    kept = world.server._connections._connections[phone.connect()].request
+    assert kept is not None
+    assert (kept.message.size_bytes, kept.message.values) == (0, [])
+
+
+def test_a_relayed_address_is_not_connected_with_itself(world: StreamWorld) -> None:
+    phone = StreamPhone(world)
+    relayed = phone.listens()
+    assert phone.refused(Method.CONNECT, stun.XOR_PEER_ADDRESS(relayed)) == 403
+    other = StreamPhone(world, path=8)
+    inside = other.listens()
+    world.listening.append(relayed)
+    phone.connect(inside)
+
+
+@pytest.mark.parametrize("host", [*REFUSED_HOSTS, *METADATA])
+def test_no_refused_range_is_connected_to_in_any_notation(host: str) -> None:
+    """Rule P5."""
+    relays = (RelayAddress(RELAY, RELAY), RelayAddress("2600::9", "2600::9"))
+    world = StreamWorld(relay_addresses=relays)
+    phone = StreamPhone(world)
+    assert code(phone.ask(Method.ALLOCATE, TCP, stun.ADDITIONAL_ADDRESS_FAMILY(Family.IPV6))) == 0
+    notations = [host, *(embeddings(host) if ":" not in host else ())]
+    assert {phone.refused(Method.CONNECT, stun.XOR_PEER_ADDRESS(Address(one, 80))) for one in notations} == {403}
+
+
+def test_under_peer_policy_call_there_is_the_relay_range_alone_without_a_call() -> None:
+    """Rule P6."""
+    world = StreamWorld(calls=CallPeers(), peer_policy=PeerPolicy.CALL)
+    phone, other = StreamPhone(world), StreamPhone(world, path=8)
+    inside, _ = other.listens(), phone.listens()
+    assert phone.refused(Method.CONNECT, stun.XOR_PEER_ADDRESS(PEER)) == 403
+    phone.connect(inside)
+
+
+def test_a_family_given_up_ends_its_connections() -> None:
+    """RFC 8656 §8.2 for one of two families."""
+    relays = (RelayAddress(RELAY, RELAY), RelayAddress("2600::9", "2600::9"))
+    world = StreamWorld(relay_addresses=relays)
+    phone = StreamPhone(world)
+    phone.ask(Method.ALLOCATE, TCP, stun.ADDITIONAL_ADDRESS_FAMILY(Family.IPV6))
+    six = phone.connect(Address("2600::1", 80))
+    world.listening.reverse()
+    phone.connect(PEER)
+    assert code(phone.refresh(stun.LIFETIME(0), stun.REQUESTED_ADDRESS_FAMILY(Family.IPV6))) == 0
+    closed = [effect for effect in phone.effects if isinstance(effect, CloseConnection)]
+    assert closed == [CloseConnection(six)]
 
 
 def test_new_lists_of_peers_end_connections(world: StreamWorld, phone: StreamPhone) -> None:

@@ -27,14 +27,15 @@ FLOORS = {
         " sip/registration sip/registrar sip/heirs sip/proxy sip/tracking sip/contexts sip/calls sip/connections"
         " sip/probes sip/attempts sip/forwarding sip/screening"
         " sip/services sip/identities sip/orphans sip/journal sip/edge"
-        " turn/tokens turn/auth turn/peers turn/allocation turn/framing turn/answers turn/connections turn/mobility"
+        " turn/tokens turn/auth turn/peers turn/allocation turn/framing turn/answers turn/bandwidth turn/connections"
+        " turn/mobility"
         " turn/discovery turn/allocator turn/server turn/client turn/uri turn/alternates"
     ),
     "net": (
         "net/clock net/tls net/readers net/stream net/datagram net/forwarded net/request_head"
         " net/tunnel net/fallback net/upgrade net/port net/listener"
         " net/nameserver net/resolver net/keep_alive net/backend_codec net/backend_stream net/backend"
-        " net/turn_connections net/relay net/turn_stream net/dtls net/mesh"
+        " net/metering net/turn_connections net/relay net/turn_stream net/dtls net/mesh"
     ),
     "assembly": "config crew web statefile signalling media store gateway",
     "process": (

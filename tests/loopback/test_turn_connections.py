@@ -6,6 +6,7 @@ import hashlib
 import os
 import resource
 import socket
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from gevent import socket as green
 from gevent.server import StreamServer
 
-from tests.loopback.test_turn_stream import Phone, Site, closed, eventually
+from tests.loopback.test_turn_stream import Phone, Site, closed, eventually, udp
 from tests.loopback.test_turn_stream import make_site as make_site  # noqa: PLC0414 - a fixture
 from tests.turn_process import REALM, USER
 from wsgate.addr import Address
@@ -167,10 +168,10 @@ def test_a_peer_connects(site: Site, tls: bool) -> None:
 
 def test_the_request_cut_at_every_byte(make_site: Callable[..., Site], peer: Peer) -> None:
     """Rule E3."""
-    site = make_site(Switch.OFF)
+    site = make_site(Switch.OFF, connects_per_second=10000)
     control = Control(site, False)
     size = len(control.request(1))
-    for cut in range(1, size, 7):
+    for cut in range(1, size):
         number = control.connect(peer.address)
         far = peer.connection()
         sock = site.connect()
@@ -283,7 +284,7 @@ def test_two_clients_of_one_server_connect_to_each_other(site: Site, tls: bool) 
 
 
 def test_descriptors_used_up_refuse_and_heal(make_site: Callable[..., Site], peer: Peer) -> None:
-    """Rule Q1: 447 for a Connect, and the daemon goes on."""
+    """Rule Q1: 508 for a Connect, and the daemon goes on."""
     site = make_site(Switch.OFF)
     control = Control(site, False)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -296,9 +297,97 @@ def test_descriptors_used_up_refuse_and_heal(make_site: Callable[..., Site], pee
                 fillers.append(os.open(os.devnull, os.O_RDONLY))
         except OSError:
             pass
-        assert control.connect(peer.address) == -447
+        assert control.connect(peer.address) == -508
         for descriptor in fillers:
             os.close(descriptor)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert control.connect(peer.address) > 0
+
+
+def test_a_port_that_another_program_shares_is_not_taken(site: Site, tls: bool) -> None:
+    """A listener of the same user with SO_REUSEPORT would get every other connection."""
+    with socket.socket() as other:
+        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+            other.setsockopt(socket.SOL_SOCKET, option, 1)
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        relay = Address(*other.getsockname())
+        with pytest.raises(OSError, match="in use"):
+            site.relay.connections.listen([relay])
+    site.relay.connections.listen([relay])
+    assert site.relay.connections.close_listener(relay)
+
+
+def test_of_two_addresses_both_are_listened_on_or_none(make_site: Callable[..., Site]) -> None:
+    """Rule L2: what was bound before the second failed is closed."""
+    site = make_site(Switch.OFF)
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as probe:
+        free, busy = Address(*probe.getsockname()), Address(*taken.getsockname())
+        probe.close()
+        with pytest.raises(OSError, match="in use"):
+            site.relay.connections.listen([free, busy])
+    with socket.create_server(free) as again:
+        assert again.getsockname() == free
+    assert not site.relay.connections.close_listener(free)
+
+
+def test_a_tls_client_hears_that_it_was_all(make_site: Callable[..., Site], peer: Peer) -> None:
+    """And what it had sent by then is still delivered to a peer that has shut its own direction."""
+    site = make_site(Switch.ON)
+    control = Control(site, True)
+    data = control.claim(control.connect(peer.address))
+    data.suppress_ragged_eofs = False
+    far = peer.connection()
+    far.sendall(b"x" * 100000)
+    far.shutdown(socket.SHUT_WR)
+    assert exactly(data, 100000) == b"x" * 100000
+    assert data.recv(10) == b""
+
+
+def test_the_bandwidth_of_a_user_slows_tcp_down_and_loses_nothing(make_site: Callable[..., Site], peer: Peer) -> None:
+    """Rule Q1: 300,000 bytes at 200,000 a second, of which the first 200,000 come at once."""
+    site = make_site(Switch.OFF, user_bandwidth=200000)
+    control = Control(site, False)
+    data = control.claim(control.connect(peer.address))
+    far = peer.connection()
+    blob = os.urandom(150000)
+    began = time.monotonic()
+    upward, downward = gevent.spawn(data.sendall, blob), gevent.spawn(far.sendall, blob)
+    assert exactly(far, len(blob)) == exactly(data, len(blob)) == blob
+    assert time.monotonic() - began >= 0.45
+    assert site.counters["turn_bandwidth_waits"] > 0
+    gevent.joinall([upward, downward], 5, raise_error=True)
+    assert len(site.relay.connections._waiting) <= 2
+
+
+def test_udp_over_the_bandwidth_of_a_user_is_dropped_and_counted(make_site: Callable[..., Site]) -> None:
+    """Rule Q1: both ways, channels and indications; another user is not concerned."""
+    site = make_site(Switch.OFF, user_bandwidth=1500)
+    phone, far = Phone(site.connect()), udp()
+    relayed = phone.allocate()
+    phone.bind(0x4001, far.getsockname())
+    for _ in range(5):
+        phone.channel(0x4001, b"x" * 500)
+    eventually(lambda: site.counters.get("turn_bandwidth_dropped", 0) >= 2)
+    assert [len(far.recv(1000)) for _ in range(3)] == [500] * 3
+    far.sendto(b"y" * 1400, relayed)
+    indication = [stun.XOR_PEER_ADDRESS(Address(*far.getsockname())), stun.DATA(b"z" * 1400)]
+    phone.socket.sendall(stun.encode(Method.SEND, MessageClass.INDICATION, os.urandom(12), indication))
+    eventually(lambda: site.counters.get("turn_bandwidth_dropped", 0) >= 4)
+    bucket = site.server.bandwidth_of(USER)
+    assert bucket is not None
+    eventually(lambda: bucket.available(site.relay.now()) >= 100)
+    phone.channel(0x4001, b"again")
+    assert far.recv(100) == b"again"
+
+
+def test_without_a_bound_nothing_stands_in_the_way_of_a_packet(make_site: Callable[..., Site]) -> None:
+    """Rule Q1: no cost when it is 0."""
+    site = make_site(Switch.OFF)
+    phone = Phone(site.connect())
+    phone.allocate()
+    [relay] = site.relay._relays.values()
+    assert relay.sendto == relay.socket.sendto
+    [stream] = site.streams._open
+    assert relay.reply == stream.sendto

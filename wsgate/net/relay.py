@@ -23,6 +23,7 @@ from gevent import get_hub
 from wsgate.addr import Address
 from wsgate.log import logger
 from wsgate.metrics import Counters
+from wsgate.net.metering import Send, metered
 from wsgate.net.turn_connections import ClientStream, TurnConnections
 from wsgate.turn import stun
 from wsgate.turn.allocation import (
@@ -78,7 +79,6 @@ _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENO
 _CHANNEL_HEAD = struct.Struct("!HH")
 
 SocketAddress = tuple[str, int]
-_Send = Callable[[bytes | memoryview, SocketAddress], int]
 
 
 class _Buffer:
@@ -90,7 +90,7 @@ class _Buffer:
         self.payload = self.view[HEADROOM : HEADROOM + DATAGRAM_BYTES]
 
 
-Routes = dict[SocketAddress, dict[int, tuple[_Send, SocketAddress]]]
+Routes = dict[SocketAddress, dict[int, tuple[Send, SocketAddress]]]
 """client -> channel number -> (send, peer)"""
 
 
@@ -102,7 +102,7 @@ class Path(Protocol):
     routes: Routes
 
     @property
-    def sendto(self) -> _Send:
+    def sendto(self) -> Send:
         """Media to a client: whole or not at all. Never blocks; raises OSError for what was dropped."""
 
     def answer(self, data: bytes, address: SocketAddress, /) -> None:
@@ -116,7 +116,7 @@ class _Listener:
         self.socket = sock
         self.path = path
         self.routes: Routes = {}
-        self.sendto: _Send = sock.sendto
+        self.sendto: Send = sock.sendto
         self._engine = engine
         self._long_address = sock.family == socket.AF_INET6
         self._first_byte_end = (engine.server.channel_numbers[-1] >> 8) + 1
@@ -169,15 +169,16 @@ class _Listener:
 class _RelaySocket:
     """A relayed transport address; what arrives goes to the client it is joined to, or nowhere."""
 
-    __slots__ = ("_engine", "_long_address", "_receive", "channels", "client", "permitted", "reply", "socket")
+    __slots__ = ("_engine", "_long_address", "_receive", "channels", "client", "permitted", "reply", "sendto", "socket")
 
     def __init__(self, engine: Relay, address: Address, sock: socket.socket) -> None:
         self._engine = engine
         self._long_address = ":" in address.host
         self._receive = sock.recvfrom_into
         self.socket = sock
+        self.sendto: Send = sock.sendto
         self.client: Client | None = None
-        self.reply: _Send | None = None
+        self.reply: Send | None = None
         self.permitted: set[str] = set()
         self.channels: dict[SocketAddress, int] = {}
 
@@ -368,7 +369,7 @@ class Relay:
             relayed = self.send_again(problem, channel, payload)
         self.counters.count("turn_packets_to_peers", relayed)
 
-    def send_again(self, problem: OSError, channel: tuple[_Send, SocketAddress], payload: bytes | memoryview) -> int:
+    def send_again(self, problem: OSError, channel: tuple[Send, SocketAddress], payload: bytes | memoryview) -> int:
         """A send failed. It may have told of an earlier packet, and that only once: 1 where the second one went out."""
         if problem.errno in _ICMP_ERRORS:
             try:
@@ -503,8 +504,7 @@ class Relay:
         opened: list[_RelaySocket] = []
         try:
             if effect.is_tcp:
-                for address in effect.relays:
-                    self.connections.listen(address)
+                self.connections.listen(effect.relays)
                 return self.server.relays_opened(effect.relays, self._clock())
             for address in effect.relays:
                 opened.append(_RelaySocket(self, address, _bound(address)))
@@ -551,11 +551,13 @@ class Relay:
             return
         self._leave(relay)
         relay.client = effect.client
+        bucket = self.server.bandwidth(effect.client)
+        relay.reply = metered(self._paths[effect.client.path].sendto, bucket, self.counters, self._clock)
+        relay.sendto = metered(relay.socket.sendto, bucket, self.counters, self._clock)
         if relay.channels:
             # The client has moved and brings its channels (rule E4).
             channels = self._paths[effect.client.path].routes.setdefault(effect.client.address, {})
-            channels.update({number: (relay.socket.sendto, peer) for peer, number in relay.channels.items()})
-        relay.reply = self._paths[effect.client.path].sendto
+            channels.update({number: (relay.sendto, peer) for peer, number in relay.channels.items()})
 
     def _permit(self, effect: Permit) -> None:
         relay = self._relays.get(effect.relay)
@@ -573,7 +575,7 @@ class Relay:
         relay.channels[peer] = effect.number
         if relay.client is not None:
             routes = self._paths[relay.client.path].routes
-            routes.setdefault(relay.client.address, {})[effect.number] = (relay.socket.sendto, peer)
+            routes.setdefault(relay.client.address, {})[effect.number] = (relay.sendto, peer)
 
     def _unbind(self, effect: Unbind) -> None:
         relay = self._relays[effect.relay]
@@ -586,15 +588,16 @@ class Relay:
         return self._bound_host.get(peer.host, peer.host), peer.port
 
     def _send_to_peer(self, effect: SendToPeer) -> None:
-        sock = self._relays[effect.relay].socket
+        relay = self._relays[effect.relay]
+        sock = relay.socket
         peer = self.inside(effect.peer)
         if effect.dont_fragment:
             _set_dont_fragment(sock, IP_PMTUDISC_DO)
         try:
-            sock.sendto(effect.data, peer)
+            relay.sendto(effect.data, peer)
             self.to_peers += 1
         except OSError as problem:
-            self.to_peers += self.send_again(problem, (sock.sendto, peer), effect.data)
+            self.to_peers += self.send_again(problem, (relay.sendto, peer), effect.data)
         finally:
             if effect.dont_fragment:
                 _set_dont_fragment(sock, IP_PMTUDISC_WANT)

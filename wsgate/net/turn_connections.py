@@ -7,6 +7,7 @@ whatever the other side sends. Until a client claims a connection, what its peer
 from __future__ import annotations
 
 import errno
+import heapq
 import socket
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -16,7 +17,9 @@ from gevent import get_hub, ssl
 from wsgate.addr import Address, canonical_host
 from wsgate.log import logger
 from wsgate.metrics import Counters
+from wsgate.net.clock import LoopTimer
 from wsgate.turn.allocation import Client, CloseConnection, Effect, JoinConnection, OpenConnection
+from wsgate.turn.bandwidth import Bucket
 from wsgate.turn.server import TurnServer
 
 BACKLOG = 16
@@ -32,6 +35,12 @@ KERNEL_BUFFER_BYTES = 262144
 HALF_CLOSED_SECONDS = 30.0
 """When one side has ended, the other may go on as long as no such time passes without a byte."""
 
+BANDWIDTH_CHUNK_BYTES = 4096
+"""A side over its user's bandwidth is not read until so much may come (rule Q1)."""
+BANDWIDTH_WAIT_MAX = 1.0
+"""Seconds after which it looks again at any rate."""
+
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _READ, _WRITE = 1, 2
 _AGAIN = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -86,13 +95,24 @@ class TurnConnections:
         self.read_view = memoryview(bytearray(READ_BYTES))
         self._listening: dict[Address, _Listening] = {}
         self._peers: dict[int, _Peer] = {}
+        self._waiting: list[tuple[float, int, Callable[[], None]]] = []
+        self._serial = 0
+        self._timer = LoopTimer(self._tick)
 
     def __len__(self) -> int:
         return len(self._peers)
 
-    def listen(self, relay: Address) -> None:
-        """Take the connections of peers at a relayed address. Raises OSError."""
-        self._listening[relay] = _Listening(self, relay)
+    def listen(self, relays: Iterable[Address]) -> None:
+        """Take the connections of peers at these relayed addresses, all or none. Raises OSError."""
+        opened: dict[Address, _Listening] = {}
+        try:
+            for relay in relays:
+                opened[relay] = _Listening(self, relay)
+        except OSError:
+            for listening in opened.values():
+                listening.close()
+            raise
+        self._listening.update(opened)
 
     def begin(self, relay: Address, client: Client) -> None:
         """From now on what connects to `relay` is for `client`."""
@@ -108,9 +128,10 @@ class TurnConnections:
     def open(self, effect: OpenConnection) -> list[Effect]:
         """Begin to connect from the relayed address; the server hears of the end of it."""
         try:
-            sock = _bound(effect.relay)
-        except OSError:
-            return self.engine.server.connect_failed(effect.connection, self.engine.now())
+            sock = _bound(effect.relay, shared=True)
+        except OSError as problem:
+            exhausted = problem.errno in _EXHAUSTED
+            return self.engine.server.connect_failed(effect.connection, self.engine.now(), exhausted=exhausted)
         error = sock.connect_ex(self.engine.inside(effect.peer))
         if error not in (0, errno.EINPROGRESS):
             sock.close()
@@ -139,7 +160,7 @@ class TurnConnections:
         if peer is None or stream is None:
             self.over(effect.connection)
             return
-        peer.join(stream)
+        peer.join(stream, self.engine.server.bandwidth_of(effect.user))
 
     def close(self, effect: CloseConnection) -> None:
         """The server wants it closed."""
@@ -161,6 +182,21 @@ class TurnConnections:
         self._listening.clear()
         for number in list(self._peers):
             self.over(number)
+        self._timer.stop()
+        self._waiting.clear()
+
+    def later(self, at: float, do: Callable[[], None]) -> None:
+        """Call `do` at this time."""
+        self._serial += 1
+        heapq.heappush(self._waiting, (at, self._serial, do))
+        self._timer.arm(self._waiting[0][0])
+
+    def _tick(self) -> None:
+        """Runs in the hub."""
+        at = self.engine.now()
+        while self._waiting and self._waiting[0][0] <= at:
+            heapq.heappop(self._waiting)[2]()
+        self._timer.arm(self._waiting[0][0] if self._waiting else None)
 
 
 class _Listening:
@@ -169,9 +205,11 @@ class _Listening:
     def __init__(self, owner: TurnConnections, relay: Address) -> None:
         self.client: Client | None = None
         self._owner = owner
-        self._socket = _bound(relay)
+        self._socket = _bound(relay, shared=False)
         try:
             self._socket.listen(BACKLOG)
+            # Shared only now: what else has the port was noticed.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         except OSError:
             self._socket.close()
             raise
@@ -196,7 +234,7 @@ class _Listening:
             except BlockingIOError:
                 return
             except OSError as problem:
-                if problem.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                if problem.errno in _EXHAUSTED:
                     logger.warning("turn: a peer cannot connect: %s", problem.strerror)
                     self._watcher.stop()
                     self._pause.start(self._watcher.start, self._readable)
@@ -217,6 +255,8 @@ class _Peer:
         self._stream: ClientStream | None = None
         self._linger: Any = None
         self._moved = 0
+        self.bucket: Bucket | None = None
+        """The bandwidth of the user, None where nothing bounds it."""
 
     def wait(self) -> None:
         """Until the connection stands or is refused."""
@@ -234,10 +274,12 @@ class _Peer:
             effects = engine.server.connected(self._number, engine.now())
         engine.apply(effects)
 
-    def join(self, stream: ClientStream) -> None:
+    def join(self, stream: ClientStream, bucket: Bucket | None) -> None:
         """Move bytes between peer and client from now on."""
         self._stream = stream
+        self.bucket = bucket
         taken = stream.hand_over(self.end)
+        self.spend(len(taken.unread))
         for sock in (self._socket, taken.socket):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
@@ -271,6 +313,25 @@ class _Peer:
         """It is over."""
         self._owner.over(self._number)
 
+    def room(self, resume: Callable[[], None]) -> int:
+        """How much may be read now; 0 while the bandwidth is used up, and `resume` is called when it may not be."""
+        if self.bucket is None:
+            return READ_BYTES
+        at = self._owner.engine.now()
+        allowed = self.bucket.available(at)
+        wait = self.bucket.seconds_until(BANDWIDTH_CHUNK_BYTES)
+        if wait > 0.0:
+            self._owner.engine.counters.count("turn_bandwidth_waits")
+            self._owner.later(at + min(wait, BANDWIDTH_WAIT_MAX), resume)
+            return 0
+        return min(allowed, READ_BYTES)
+
+    def spend(self, size: int) -> None:
+        """So much was read; what is over the bandwidth already cannot be taken back."""
+        if self.bucket is not None:
+            at = self._owner.engine.now()
+            self.bucket.take(min(size, self.bucket.available(at)), at)
+
     @property
     def view(self) -> memoryview:
         """What to read into."""
@@ -283,7 +344,7 @@ class _Peer:
             self.end()
 
     def _total(self) -> int:
-        return sum(side.read_bytes for side in self._sides or ())
+        return sum(side.moved_bytes for side in self._sides or ())
 
     def _stop_watcher(self) -> None:
         if self._watcher is not None:
@@ -296,7 +357,7 @@ class _Side:
     """One of two sockets that are joined: reads for the other, and keeps what this one has not taken yet."""
 
     def __init__(self, joint: _Peer, sock: Any) -> None:
-        self.read_bytes = 0
+        self.moved_bytes = 0
         self._joint = joint
         self._view = joint.view
         self._socket = sock
@@ -304,6 +365,8 @@ class _Side:
         self._end = joint.end
         self._waiting = b""
         self._has_ended = self._is_shut = self._stopped = False
+        self._waits = False
+        """It is not read for want of bandwidth."""
         loop = get_hub().loop
         self._reader: Any = loop.io(sock.fileno(), _READ)
         self._writer: Any = loop.io(sock.fileno(), _WRITE)
@@ -329,11 +392,12 @@ class _Side:
         for _ in range(READS_PER_TURN):
             if self._stopped or self._has_ended:
                 return
-            if self._other._waiting:
+            room = 0 if self._other._waiting or self._waits else self._room()
+            if not room:
                 self._reader.stop()
                 return
             try:
-                count = self._socket.recv_into(self._view)
+                count = self._socket.recv_into(self._view[:room])
             except _AGAIN:
                 return
             except OSError:
@@ -342,18 +406,32 @@ class _Side:
             if not count:
                 self._ended()
                 return
-            self.read_bytes += count
+            self.moved_bytes += count
+            self._joint.spend(count)
             self._other._send(bytes(self._view[:count]))
         if self._tls and not self._stopped and self._socket.pending():
             get_hub().loop.run_callback(self._readable)
+
+    def _room(self) -> int:
+        room = self._joint.room(self._resume)
+        self._waits = not room
+        return room
+
+    def _resume(self) -> None:
+        """Runs in the hub: there may be bandwidth again."""
+        self._waits = False
+        if not self._stopped and not self._has_ended:
+            self._reader.start(self._readable)
+            self._readable()
 
     def _ended(self) -> None:
         """This side sends no more: the other hears so, behind what still waits for it (half-close)."""
         self._has_ended = True
         self._reader.stop()
         if self._tls or self._other._tls or self._other._has_ended:
-            # TLS knows no half-close that both ends understand.
-            self._other._is_shut = True
+            # TLS knows no half-close that both ends understand: nothing more is read, what waits is still delivered.
+            self._other._is_shut = self._other._has_ended = True
+            self._other._reader.stop()
         self._joint.half_closed()
         self._other._settle()
 
@@ -366,12 +444,14 @@ class _Side:
 
     def _try_send(self, data: bytes) -> int:
         try:
-            return int(self._socket.send(data))
+            sent = int(self._socket.send(data))
         except _AGAIN:
             return 0
         except OSError:
             get_hub().loop.run_callback(self._end)
             return len(data)
+        self.moved_bytes += sent
+        return sent
 
     def _writable(self) -> None:
         """Runs in the hub."""
@@ -390,7 +470,9 @@ class _Side:
         if self._waiting or not self._other._has_ended:
             return
         if self._is_shut or self._has_ended:
-            self._end()
+            if not self._other._waiting:
+                self._take_leave()
+                self._end()
             return
         self._is_shut = True
         try:
@@ -398,15 +480,26 @@ class _Side:
         except OSError:
             self._end()
 
+    def _take_leave(self) -> None:
+        """A TLS client is told that this is the end and nothing was cut off."""
+        if self._tls:
+            try:
+                self._socket.unwrap()
+            except (OSError, ValueError):
+                # It waits for no answer; who has gone already needs no word.
+                return
 
-def _bound(relay: Address) -> socket.socket:
-    """A TCP socket at a relayed address, which listens there or connects from there. Raises OSError."""
+
+def _bound(relay: Address, *, shared: bool) -> socket.socket:
+    """A TCP socket at a relayed address. Raises OSError.
+
+    One that connects shares the port with the one that listens there (RFC 6062 §5.2).
+    """
     family = socket.AF_INET6 if ":" in relay.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        # Both kinds share the port (RFC 6062 §5.2); no other process may, as all must be of this user.
-        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
-            sock.setsockopt(socket.SOL_SOCKET, option, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
         for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, KERNEL_BUFFER_BYTES)
         if family == socket.AF_INET6:

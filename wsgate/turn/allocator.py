@@ -251,7 +251,7 @@ class Allocator:
             self.arm(allocation)
         elif family is not None and len(allocation.relays) > 1:
             self._rest(allocation.relays[Family(family)], allocation, request.now)
-            effects = allocation.leave(Family(family))
+            effects = self._connections.end_of(allocation, Family(family)) + allocation.leave(Family(family))
         else:
             effects = self.free(allocation, request.now)
         return effects + self._answers.success(request, (stun.LIFETIME(lifetime),))
@@ -383,6 +383,11 @@ class Allocator:
 
     def _rest(self, relay: Address, allocation: Allocation, now: float) -> None:
         self._ports[family_of(relay.host)].rest(relay.port, allocation.user, now)
+
+    def public(self, allocation: Allocation, host: str) -> Address | None:
+        """The relayed address of the family of `host`, as clients are told of it."""
+        relay = allocation.relay_for(host)
+        return None if relay is None else self._public(relay)
 
     def _public(self, relay: Address) -> Address:
         return Address(self._relay_addresses[family_of(relay.host)].public, relay.port)

@@ -7,7 +7,7 @@ opens a stream of its own for it and claims it by ConnectionBind. What moves the
 from __future__ import annotations
 
 import enum
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,7 +16,8 @@ from wsgate.metrics import Counters
 from wsgate.turn import stun
 from wsgate.turn.allocation import Allocation, CloseConnection, Effect, JoinConnection, OpenConnection, Reply
 from wsgate.turn.answers import Answers, Request
-from wsgate.turn.stun import MessageClass, Method
+from wsgate.turn.bandwidth import Buckets
+from wsgate.turn.stun import Family, MessageClass, Method, family_of
 
 CONNECT_SECONDS = 30.0
 """So long a peer has to take a connection (RFC 6062 §5.2)."""
@@ -74,10 +75,12 @@ class Connection:
 
 
 class ConnectionLimits(NamedTuple):
-    """How many connections one allocation and all together may have (rule Q1)."""
+    """How many connections one allocation, one user and all together may have; Connects of a user in a second (Q1)."""
 
     per_allocation: int
+    per_user: int
     total: int
+    connects_per_second: int
 
 
 class Connections:
@@ -94,6 +97,8 @@ class Connections:
         self._answers = answers
         self._random_bytes = random_bytes
         self._counters = counters
+        self._held: Counter[str] = Counter()
+        self._rates = Buckets(limits.connects_per_second, burst_min=1)
         self._connections: dict[int, Connection] = {}
         # Both waits are as long as each other, so that a queue is in the order of time.
         self._deadlines: deque[tuple[float, Connection, State]] = deque()
@@ -105,10 +110,15 @@ class Connections:
         """A Connect to a peer that is allowed (RFC 6062 §5.2)."""
         if peer in allocation.connections:
             return self._answers.error(request, 446)
+        if not self._rates.of(allocation.user).take(1, request.now):
+            # A relay is no port scanner.
+            self._counters.count("turn_connects_limited")
+            return self._answers.error(request, 508)
         relay = allocation.relay_for(peer.host)
         connection = self._begin(allocation, peer, request) if relay is not None else None
         if relay is None or connection is None:
             return self._answers.error(request, 508)
+        request.message.forget_values()
         self._wait(connection, request.now + CONNECT_SECONDS)
         return [OpenConnection(connection.number, relay, peer)]
 
@@ -122,10 +132,11 @@ class Connections:
         self._wait(connection, now + BIND_SECONDS)
         return self._answers.success(request._replace(now=now), (stun.CONNECTION_ID(number),))
 
-    def connect_failed(self, number: int, now: float) -> list[Effect]:
-        """The peer cannot be reached, or no port is left for it: 447."""
+    def connect_failed(self, number: int, now: float, *, exhausted: bool) -> list[Effect]:
+        """The peer cannot be reached, or no port is left for it: 447; no descriptor (`exhausted`): 508."""
         connection = self._connections.get(number)
-        return [] if connection is None else self._fail(connection, Event.FAILED, now)
+        code = 508 if exhausted else 447
+        return [] if connection is None else self._fail(connection, Event.FAILED, now, code)
 
     def accepted(self, allocation: Allocation, peer: Address, now: float) -> tuple[int, list[Effect]]:
         """A peer that may has connected (RFC 6062 §5.3): the client is told.
@@ -163,9 +174,10 @@ class Connections:
         if connection is not None:
             self._end(connection, Event.ENDED)
 
-    def end_of(self, allocation: Allocation) -> list[Effect]:
-        """The allocation is over, and with it all its connections (RFC 6062 §5.1, §5.5)."""
-        return [self._close(number) for number in list(allocation.connections.values())]
+    def end_of(self, allocation: Allocation, family: Family | None = None) -> list[Effect]:
+        """The allocation is over, or its address of one family, and with it all connections (RFC 6062 §5.1, §5.5)."""
+        ending = [number for peer, number in allocation.connections.items() if family in (None, family_of(peer.host))]
+        return [self._close(number) for number in ending]
 
     def reconsider(self, allocation: Allocation, allowed: Callable[[Address], bool]) -> list[Effect]:
         """End what new lists of peers refuse (rules P5, P6)."""
@@ -185,18 +197,24 @@ class Connections:
                 continue
             self._counters.count("turn_connections_timed_out")
             effects.append(CloseConnection(connection.number))
-            effects += self._fail(connection, Event.TIMED_OUT, now)
+            effects += self._fail(connection, Event.TIMED_OUT, now, 447)
         return effects
 
     def _begin(self, allocation: Allocation, peer: Address, request: Request | None) -> Connection | None:
         """None where a limit is reached, or the same peer is connected already."""
-        full = len(allocation.connections) >= self._limits.per_allocation or len(self) >= self._limits.total
+        limits = self._limits
+        full = (
+            len(allocation.connections) >= limits.per_allocation
+            or self._held[allocation.user] >= limits.per_user
+            or len(self) >= limits.total
+        )
         number = 0 if full or peer in allocation.connections else self._draw()
         if not number:
             return None
         connection = Connection(number, allocation, peer, request)
         self._connections[number] = connection
         allocation.connections[peer] = number
+        self._held[allocation.user] += 1
         return connection
 
     def _draw(self) -> int:
@@ -213,13 +231,17 @@ class Connections:
         self._end(self._connections[number], Event.ENDED)
         return CloseConnection(number)
 
-    def _fail(self, connection: Connection, event: Event, now: float) -> list[Effect]:
+    def _fail(self, connection: Connection, event: Event, now: float, code: int) -> list[Effect]:
         request = connection.request
         self._end(connection, event)
-        return [] if request is None else self._answers.error(request._replace(now=now), 447)
+        return [] if request is None else self._answers.error(request._replace(now=now), code)
 
     def _end(self, connection: Connection, event: Event) -> None:
         connection.advance(event)
         connection.request = None
         del self._connections[connection.number]
-        del connection.allocation.connections[connection.peer]
+        allocation = connection.allocation
+        del allocation.connections[connection.peer]
+        self._held[allocation.user] -= 1
+        if not self._held[allocation.user]:
+            del self._held[allocation.user]

@@ -37,6 +37,7 @@ from wsgate.turn.auth import (
     UnauthenticatedRate,
     same_user,
 )
+from wsgate.turn.bandwidth import Bucket, Buckets
 from wsgate.turn.connections import ConnectionLimits, Connections
 from wsgate.turn.discovery import DATAGRAM_BYTES_MAX as DISCOVERY_BYTES_MAX
 from wsgate.turn.discovery import Discovery
@@ -103,10 +104,12 @@ class TurnSettings:
     max_lifetime: int = option(3600, integer(60, 86400))
     nonce_lifetime: int = option(600, integer(1, 86400))
     user_quota: int = option(50, integer(1, 1000000))
-    user_bandwidth: int = option(0, integer(0, 10**12), later="bandwidth per user")
+    user_bandwidth: int = option(0, integer(0, 10**12))
     total_quota: int = option(10000, integer(1, 1000000))
     connections_per_allocation: int = option(64, integer(1, 65536))
+    connections_per_user: int = option(256, integer(1, 1000000))
     total_connections: int = option(4096, integer(1, 1000000))
+    connects_per_second: int = option(20, integer(1, 1000000))
     channel_range: ChannelRange = option(ChannelRange.RFC8656, choice(ChannelRange))
     permissions_per_allocation: int = option(1024, integer(1, 65536))
     channels_per_allocation: int = option(1024, integer(1, 4096))
@@ -179,8 +182,12 @@ class TurnServer:
         total_quota = max(1, settings.total_quota // share[1])
         limits = Limits(settings.user_quota, total_quota, settings.min_lifetime, settings.max_lifetime)
         connections = ConnectionLimits(
-            settings.connections_per_allocation, max(1, settings.total_connections // share[1])
+            settings.connections_per_allocation,
+            settings.connections_per_user,
+            max(1, settings.total_connections // share[1]),
+            settings.connects_per_second,
         )
+        self._bandwidth = Buckets(settings.user_bandwidth) if settings.user_bandwidth else None
         self._connections = Connections(connections, self._answers, random_bytes, counters)
         self._allocator = Allocator(
             limits,
@@ -216,6 +223,15 @@ class TurnServer:
     def channel_numbers(self) -> range:
         """The channel numbers that clients may use (rule P2)."""
         return CHANNEL_NUMBERS[self._settings.channel_range]
+
+    def bandwidth(self, client: Client) -> Bucket | None:
+        """What the user of this 5-tuple's allocation may still relay; None where nothing bounds it (rule Q1)."""
+        allocation = self._allocator.get(client)
+        return None if allocation is None else self.bandwidth_of(allocation.user)
+
+    def bandwidth_of(self, user: str) -> Bucket | None:
+        """The same for a user."""
+        return None if self._bandwidth is None else self._bandwidth.of(user)
 
     def has_allocation(self, client: Client) -> bool:
         """True while this 5-tuple has an allocation."""
@@ -317,9 +333,9 @@ class TurnServer:
         """The connection of an OpenConnection stands."""
         return self._connections.connected(connection, now)
 
-    def connect_failed(self, connection: int, now: float) -> list[Effect]:
-        """That of an OpenConnection cannot be had."""
-        return self._connections.connect_failed(connection, now)
+    def connect_failed(self, connection: int, now: float, *, exhausted: bool = False) -> list[Effect]:
+        """That of an OpenConnection cannot be had; `exhausted` when no descriptor is left (rule Q1)."""
+        return self._connections.connect_failed(connection, now, exhausted=exhausted)
 
     def accepted(self, client: Client, peer: Address, now: float) -> tuple[int, list[Effect]]:
         """`peer` has connected to the relayed address of `client` (RFC 6062 §5.3).
@@ -462,7 +478,9 @@ class TurnServer:
             return self._answers.error(request, 400)
         if not allocation.relay_for(peer.host):
             return self._answers.error(request, 443)
-        if not self._admittance.allowed(allocation.user, peer):
+        # TCP would connect the relayed address with itself.
+        is_itself = self._allocator.public(allocation, peer.host) == peer
+        if is_itself or not self._admittance.allowed(allocation.user, peer):
             self.counters.count("turn_peers_refused")
             return self._answers.error(request, 403)
         return self._connections.connect(request, allocation, peer)

@@ -336,6 +336,11 @@ class Message:
         except (ValueError, IndexError, struct.error) as problem:
             raise ProtocolError(f"{attribute.name} cannot be read") from problem
 
+    def forget_values(self) -> None:
+        """Keep no more than an answer needs, for an answer that has to wait."""
+        self._data = b""
+        self.values.clear()
+
     @property
     def size_bytes(self) -> int:
         """The length of the whole message."""
