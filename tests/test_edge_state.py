@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import zlib
+
 import pytest
 
 from tests.edge_world import GATE, PBX, World, request, response
@@ -125,6 +128,42 @@ def test_d3_a_torn_or_foreign_file_is_refused_whole(spoil: object) -> None:
         w.edge.load_state(data, w.now, WALL_OFFSET)
     assert w.edge.counts()["registrations"] == w.edge.counts()["dialogs"] == 0
     assert w.edge.state_changes(w.now) == (b"", False), "the file is somebody else's: nothing is written into it"
+
+
+def changed(key: str, value: object) -> object:
+    """Makes of a file one in which `key` has this value wherever it stands, with the checksums that belong to it."""
+
+    def change(part: object) -> object:
+        if isinstance(part, dict):
+            return {name: value if name == key else change(inner) for name, inner in part.items()}
+        return [change(inner) for inner in part] if isinstance(part, list) else part
+
+    def spoil(data: bytes) -> bytes:
+        texts = [json.dumps(change(json.loads(line[9:]))).encode() for line in data[len(HEAD) :].splitlines()]
+        return HEAD + b"".join(b"%08x %b\n" % (zlib.crc32(text), text) for text in texts)
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        changed("contact", 7),
+        changed("handle", None),
+        changed("target", ["sip:x"]),
+        changed("expires", float("nan")),
+        changed("expires", 10**400),
+        changed("touched", float("inf")),
+        changed("cseq", float("inf")),
+        changed("reg_id", "1"),
+        changed("flows", ["00"]),
+        changed("flow", "00" * 1000),
+        changed("source", ["UDP", "192.0.2.1", 1e300]),
+        lambda data: HEAD + b"%08x %b\n" % (zlib.crc32(b"[" * 100000), b"[" * 100000),
+    ],
+)
+def test_d3_a_file_with_values_that_nobody_wrote_is_refused_whole(spoil: object) -> None:
+    test_d3_a_torn_or_foreign_file_is_refused_whole(spoil)
 
 
 def test_d3_the_journal_is_written_anew_before_it_grows_without_bound() -> None:

@@ -15,6 +15,7 @@ from wsgate.addr import Address, Hop, Transport
 from wsgate.directory import Directory, Registration, RegistrationKey
 from wsgate.errors import WsgateError
 from wsgate.sip.dialogs import Dialog, DialogState, DialogTable, Key, Side
+from wsgate.sip.flow import CONNECTION_ID_BYTES
 
 HEAD = b"wsgate state 1\n"
 REGISTRATION, DIALOG = "registration", "dialog"
@@ -50,7 +51,7 @@ class Journal:
             for kind, key, value in _lines(data):
                 entries[kind, json.dumps(key)] = (key, value)
             lost = self._take(entries, now)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
             self._directory.changed = self._dialogs.changed = None
             raise JournalError(f"it is torn or not a state file of wsgate ({type(error).__name__})") from None
         self._forget_changes()
@@ -122,10 +123,10 @@ class Journal:
             yield Registration(
                 _bytes(key[0]),
                 _bytes(value["instance"]),
-                int(value["reg_id"]),
+                _whole(value["reg_id"]),
                 _bytes(value["contact"]),
-                bytes.fromhex(flow),
-                float(value["expires"]) - self._wall_offset,
+                _flow(flow),
+                _seconds(value["expires"]) - self._wall_offset,
                 _bytes(value["handle"]),
             )
 
@@ -154,7 +155,7 @@ def dialog_value(dialog: Dialog, wall_offset: float) -> dict[str, Any]:
 
 def read_dialog(key: list[Any], value: dict[str, Any], now: float, wall_offset: float) -> Dialog:
     """What `dialog_value` made. Raises KeyError, ValueError or TypeError."""
-    touched = min(now, float(value["touched"]) - wall_offset)
+    touched = min(now, _seconds(value["touched"]) - wall_offset)
     caller, callee = _read_side(value["caller"]), _read_side(value["callee"])
     dialog = Dialog(read_key(key), _bytes(value["method"]), caller, callee, touched)
     dialog.state = DialogState(value["state"])
@@ -176,9 +177,9 @@ def _side(side: Side) -> dict[str, Any]:
 
 def _read_side(value: dict[str, Any]) -> Side:
     routes = [_bytes(route) for route in value["routes"]]
-    flow = bytes.fromhex(value["flow"])
-    name, target, cseq = _bytes(value["name"]), _bytes(value["target"]), int(value["cseq"])
-    source, elsewhere = _read_source(value["source"]), bytes.fromhex(value.get("elsewhere", ""))
+    flow = _flow(value["flow"]) if value["flow"] else b""
+    name, target, cseq = _bytes(value["name"]), _bytes(value["target"]), _whole(value["cseq"])
+    source, elsewhere = _read_source(value["source"]), _flow(value["elsewhere"]) if value.get("elsewhere") else b""
     return Side(flow, str(value["backend"]), name, routes, target, cseq, source, elsewhere)
 
 
@@ -186,7 +187,7 @@ def _read_source(value: list[Any] | None) -> Hop | None:
     if value is None:
         return None
     transport, host, port = value
-    return Hop(Transport(transport), Address(str(host), int(port)))
+    return Hop(Transport(transport), Address(str(host), _whole(port)))
 
 
 def _text(data: bytes) -> str:
@@ -195,7 +196,29 @@ def _text(data: bytes) -> str:
 
 
 def _bytes(text: str) -> bytes:
+    if not isinstance(text, str):
+        raise TypeError(text)
     return text.encode("latin-1")
+
+
+def _flow(text: str) -> bytes:
+    flow = bytes.fromhex(text)
+    if len(flow) != CONNECTION_ID_BYTES:
+        raise ValueError(text)
+    return flow
+
+
+def _whole(value: int) -> int:
+    if not isinstance(value, int) or abs(value) > 2**32:
+        raise ValueError(value)
+    return value
+
+
+def _seconds(value: float) -> float:
+    """A time; JSON as Python reads it knows NaN, infinity and integers that no float can hold."""
+    if not isinstance(value, int | float) or not abs(value) < 2**53:
+        raise ValueError(value)
+    return float(value)
 
 
 def _line(kind: str, key: list[Any], value: object) -> bytes:
