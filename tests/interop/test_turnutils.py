@@ -150,6 +150,15 @@ def test_an_expired_nonce_is_438_and_the_client_goes_on() -> None:
     assert turn.counters["turn_answered_438"] >= CLIENTS
 
 
+@pytest.mark.parametrize(("host", "relay"), [("127.0.0.1", "127.0.0.1"), ("::1", "::1")], ids=["IPv4", "IPv6"])
+def test_stunclient_learns_its_own_address(host: str, relay: str) -> None:
+    """Rule S4: Binding without credentials."""
+    with TurnProcess(host=host, relays=((relay, relay),)) as turn:
+        command = ["turnutils_stunclient", "-p", str(turn.port), "-L", host, host]
+        printed = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    assert re.search(rf"reflexive addr: \[?{re.escape(host)}\]?:\d+", printed), printed
+
+
 class Collector(asyncio.DatagramProtocol):
     """Keeps what arrives."""
 
