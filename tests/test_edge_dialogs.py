@@ -460,3 +460,74 @@ def test_a_token_of_the_flow_that_this_one_superseded_is_its_own():
     stranger = world.browser(port=40010)
     world.from_browser(stranger, call.request("INFO"))
     assert world.one(stranger).status == 403
+
+
+def strict(world: World, call: Call, method: str, **fields: str) -> bytes:
+    """A request of bob by way of a strict router: our Record-Route is the Request-URI, the target the last Route."""
+    first, second = (value.strip(" <>") for value in routes_of(call.invite, is_caller=False).split(","))
+    target = "<sip:alice@abc.invalid;transport=ws>"
+    values = {
+        "from": "<sip:bob@example.com>;tag=b1",
+        "to": "<sip:alice@example.com>;tag=a1",
+        "call_id": call.call_id,
+    } | fields
+    return backend_request(method, first, f"Route: <{second}>,{target}", **values)
+
+
+@pytest.mark.parametrize("method", ["BYE", "ACK", "INFO"])
+def test_what_a_strict_router_in_front_of_us_sends_reaches_the_browser(method: str) -> None:
+    """RFC 3261 §16.4; D1: the token in the Request-URI decides."""
+    world = World()
+    call = Call(world, world.browser())
+    world.from_backend(strict(world, call, method))
+    arrived = world.one(call.flow)
+    assert (arrived.method, arrived.uri) == (method.encode(), b"sip:alice@abc.invalid;transport=ws")
+    assert arrived.header(b"route") is None
+    if method == "BYE":
+        world.from_browser(call.flow, response(arrived, 200, "OK"))
+        assert world.one(PBX).status == 200
+        assert world.edge.counts()["dialogs"] == 0
+
+
+def test_a_strict_router_may_follow_a_path() -> None:
+    """RFC 3261 §16.4 for the token of a Path, of which there is but one (R2, B1)."""
+    world = World()
+    flow = world.browser()
+    path = register(world, flow).values(b"path")[0].strip(b"<>").decode()
+    route = "Route: <sip:alice@abc.invalid;transport=ws>"
+    world.from_backend(backend_request("INVITE", path, route, BOB))
+    arrived = world.one(flow)
+    assert arrived.uri == b"sip:alice@abc.invalid;transport=ws"
+    assert arrived.header(b"route") is None
+    assert world.one(PBX).status == 100
+
+
+def test_a_request_uri_with_a_forged_token_is_no_route_of_ours() -> None:
+    """T1, N4: nothing is taken out of Route for it."""
+    world = World()
+    call = Call(world, world.browser())
+    message = strict(world, call, "BYE")
+    world.from_backend(message.replace(call.flow.token, call.flow.token[:-1] + b"~"))
+    assert world.one(PBX).status in (403, 404)
+    assert world.take(call.flow) == []
+
+
+@pytest.mark.parametrize("method", ["BYE", "ACK"])
+def test_a_strict_router_behind_us_finds_itself_in_the_request_uri(method: str) -> None:
+    """RFC 3261 §16.6 step 6, §16.12.1.2: the Route that has no `lr` and the Request-URI change places."""
+    world = World()
+    call = Call(world, world.browser(), record_route="<sip:198.51.100.7;x=y>")
+    world.from_browser(call.flow, call.request(method, "sip:bob@203.0.113.9;z"))
+    arrived = world.one(PBX)
+    assert arrived.uri == b"sip:198.51.100.7;x=y"
+    assert arrived.values(b"route") == [b"<sip:bob@203.0.113.9;z>"]
+
+
+def test_a_loose_router_behind_us_keeps_its_route() -> None:
+    """RFC 3261 §16.6 step 6."""
+    world = World()
+    call = Call(world, world.browser(), record_route="<sip:far.example.net>, <sip:198.51.100.7;x=y;LR=on>")
+    world.from_browser(call.flow, call.request("BYE", "sip:bob@203.0.113.9;z"))
+    arrived = world.one(PBX)
+    assert arrived.uri == b"sip:bob@203.0.113.9;z"
+    assert arrived.values(b"route") == [b"<sip:198.51.100.7;x=y;LR=on>", b"<sip:far.example.net>"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 from wsgate.addr import Address, Hop
+from wsgate.errors import ProtocolError
 from wsgate.sip.edit import Edit
 from wsgate.sip.flow import Flow, RandomBytes
-from wsgate.sip.headers import with_parameters
+from wsgate.sip.headers import Uri, parse_name_addr, parse_uri, with_parameters
 from wsgate.sip.message import Message
 from wsgate.sip.names import Names, side_uri, via_value
 from wsgate.sip.rewriting import Changes
@@ -84,6 +86,43 @@ def record_routes(arrival: Leg, departure: Leg) -> list[bytes]:
     return [side(callee.token, departure), side(caller.token, arrival)]
 
 
+def strict_route(message: Message, drop_routes: int, routes: tuple[bytes, ...]) -> bytes:
+    """The URI of the first Route left when its server routes strictly, as those of RFC 2543 do: it has no `lr`.
+
+    Empty for all others, and for what cannot be read. `routes` stand above what is left of `message` below
+    `drop_routes`.
+    """
+    try:
+        left = routes[:1] or message.values(b"route")[drop_routes : drop_routes + 1]
+        if not left or b";lr" in left[0]:
+            return b""
+        uri = parse_name_addr(left[0]).uri
+        return b"" if b"lr" in parse_uri(uri).parameters else uri
+    except ProtocolError:
+        return b""
+
+
+def for_loose_routing(message: Message, is_own_route: Callable[[Uri], bool]) -> Message:
+    """What a strict router in front of us meant (RFC 3261 §16.4): our Record-Route or Path stands in its Request-URI.
+
+    The last Route is the true Request-URI. All others are returned as they are. Raises ProtocolError.
+    """
+    if b";lr" not in message.uri or message.first(b"route") is None:
+        return message
+    uri = parse_uri(message.uri)
+    if b"lr" not in uri.parameters or not is_own_route(uri):
+        return message
+    values = message.values(b"route")
+    if not values:
+        return message
+    edit = Edit(message)
+    edit.request_uri(parse_name_addr(values[-1]).uri)
+    edit.remove(b"route")
+    # As if it were our Route: from there on it is one, with its token.
+    edit.insert_first(b"Route", b"<%b>" % message.uri, *values[:-1])
+    return Message.parse(edit.build())
+
+
 def shows_outbound(message: Message) -> bool:
     """True when a REGISTER has a Contact with instance and reg-id (RFC 5626 §4.2.1, rule C5)."""
     return any(
@@ -137,6 +176,12 @@ class Composer:
         `forwarded` are header lines of the caller's upgrade, `proof` shows another worker that we wrote this (T3).
         """
         edit = Edit(message)
+        strict = b"" if departure.flow is not None else strict_route(message, drop_routes, routes)
+        if strict:
+            # RFC 3261 §16.6 step 6: the next hop wants itself in the Request-URI, and what stood there last in Route.
+            edit.append(b"Route", b"<%b>" % (message.uri if uri is None else uri))
+            uri = strict
+            drop_routes, routes = (drop_routes, routes[1:]) if routes else (drop_routes + 1, ())
         if uri is not None and uri != message.uri:
             edit.request_uri(uri)
         via = via_value(departure.hop, departure.sent_by, branch)

@@ -18,7 +18,7 @@ from wsgate.errors import ProtocolError
 from wsgate.identity import Admitted
 from wsgate.metrics import Counters
 from wsgate.sip.calls import Calls
-from wsgate.sip.compose import Leg, LoopDetection, shows_outbound
+from wsgate.sip.compose import Leg, LoopDetection, for_loose_routing, shows_outbound
 from wsgate.sip.contexts import Branch, Connect, Context, Disconnect, Orphaned, Resolve, Retain, Stray, branch_to
 from wsgate.sip.dead_targets import Place
 from wsgate.sip.dialogs import DialogTable
@@ -406,6 +406,7 @@ class Edge:
             return self._handle_cancel(server, message, hop, now)
         arrival, leg = self._arrival(message, hop)
         try:
+            message = for_loose_routing(message, self._screening.is_own_route)
             decision = self._proxy.decide(message, arrival, now)
             if not isinstance(decision, Answer):
                 decision = self._refusal(message, arrival, now) or decision
@@ -433,6 +434,7 @@ class Edge:
         # Rule I7: an ACK is never answered; what may not go on is dropped and counted.
         arrival, leg = self._arrival(message, hop)
         try:
+            message = for_loose_routing(message, self._screening.is_own_route)
             against = self._identities.refusal(message, arrival.flow, now)
             decision = against or self._proxy.decide(message, arrival, now)
             if isinstance(decision, ToService):

@@ -11,7 +11,7 @@ from wsgate.metrics import Counters
 from wsgate.sip.dialogs import DialogTable
 from wsgate.sip.edit import Edit
 from wsgate.sip.flow import FlowTokens, Verdict
-from wsgate.sip.headers import parse_name_addr, with_parameters
+from wsgate.sip.headers import Uri, parse_name_addr, with_parameters
 from wsgate.sip.message import MAX_HEADERS, Message
 from wsgate.sip.proxy import Backends, SipSettings
 from wsgate.sip.siblings import Siblings
@@ -103,6 +103,10 @@ class Screening:
             if token.verdict is Verdict.VALID and found.dialog.holds_flow(token.connection):
                 return True
         return False
+
+    def is_own_route(self, uri: Uri) -> bool:
+        """True for what only we can have written into a Record-Route or Path: it has a token of ours."""
+        return self._tokens.read(uri.user).verdict is Verdict.VALID
 
     def may_answer_stranger(self, host: str, now: float) -> bool:
         """Rule N6: one 403 within the rate limit, then nothing."""
