@@ -86,6 +86,13 @@ def own_imports(module: str) -> Iterator[str]:
 
 def test_every_module_has_its_place():
     assert set(modules()) - set(ORDER) == set(), "a module is missing in the order of the house"
+    assert set(ORDER) - set(modules()) == set(), "the order of the house names what is gone"
+
+
+def test_the_table_of_the_architecture_is_the_order_of_the_house():
+    rows = re.findall(r"^\| \d (\w+) \| (.*) \|$", (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"), re.M)
+    told = {floor: re.findall(r"`([^`]+)`", re.sub(r"\([^)]*\)", "", row)) for floor, row in rows}
+    assert told == {floor: names.replace("net/", "").split() for floor, names in FLOORS.items()}
 
 
 @pytest.mark.parametrize("module", list(modules()))
