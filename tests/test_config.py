@@ -409,3 +409,63 @@ def test_ports_that_do_not_suffice_for_all_workers_are_refused(text: str, says: 
 def test_each_worker_has_a_state_file_of_its_own():
     configuration = read("[wsgate]\nworkers = 3\n[sip]\nstate_file = calls\n")
     assert [reference.name for reference in configuration.states()] == ["calls", "calls.1", "calls.2"]
+
+
+@pytest.mark.parametrize(
+    ("section", "option", "value"),
+    [
+        ("sip", "direct_targets", "[2001:db8::/32]5060"),
+        ("sip", "direct_targets", "[2001:db8::/32"),
+        ("sip", "direct_targets", "[2001:db8::/32]:"),
+        ("sip", "direct_targets", "10.0.0.0/8:99999"),
+        ("sip", "direct_targets", "10.0.0.0/8:0"),
+        ("sip", "direct_targets", "10.0.0.0/8:-1"),
+        ("sip", "advertise", "203.0.113.9:5060"),
+        ("sip", "advertise", "[2001:db8::1]:5060"),
+        ("sip", "advertise", "gate example"),
+        ("sip", "advertise", "gate/example"),
+        ("sip", "advertise", "192.0.2.1, 192.0.2.2"),
+        ("sip", "aliases", "sip:gate.example.com"),
+        ("sip", "aliases", "gate.example.com, bad host"),
+        ("sip", "aliases", "gate.example.com:sip"),
+        ("websocket", "origins", "www.example.com"),
+        ("websocket", "origins", "https://a.test, b.test"),
+    ],
+)
+def test_what_could_never_match_is_an_error(section: str, option: str, value: str):
+    error = refused(f"[{section}]\n{option} = {value}\n")
+    assert (error.section, error.option) == (section, option)
+
+
+def test_addresses_of_ours_are_taken_in_every_spelling():
+    text = "[sip]\nadvertise = [2001:DB8::1], Gate.example.com\naliases = old.example.com, [2001:db8::2]:443, 192.0.2.7"
+    sip = read(text).sip
+    assert sip.advertise == ("2001:db8::1", "gate.example.com")
+    assert sip.aliases == ("old.example.com", "[2001:db8::2]:443", "192.0.2.7")
+
+
+@pytest.mark.parametrize(
+    ("text", "network", "port"),
+    [
+        ("[2001:db8::/32]:5060", "2001:db8::/32", 5060),
+        ("[2001:db8::/32]", "2001:db8::/32", None),
+        ("2001:db8::/32", "2001:db8::/32", None),
+        ("10.0.0.0/8:5060", "10.0.0.0/8", 5060),
+        ("10.0.0.0/8", "10.0.0.0/8", None),
+    ],
+)
+def test_direct_targets_have_a_port_or_not(text: str, network: str, port: int | None):
+    assert read(f"[sip]\ndirect_targets = {text}\n").sip.direct_targets == ((ipaddress.ip_network(network), port),)
+
+
+@pytest.mark.parametrize(
+    "domain", ["sip:example.com", "exam ple.com", "192.0.2.7:5060", "example.com/x", "*.example.com"]
+)
+def test_a_backend_is_named_by_a_domain(domain: str):
+    error = refused(f"[backend {domain}]\ntarget = sip:192.0.2.9\n")
+    assert error.section == f"backend {domain}"
+
+
+@pytest.mark.parametrize("domain", ["*", "example.com", "192.0.2.7", "2001:db8::7", "pbx", "ex_ample.test"])
+def test_any_host_of_sip_addresses_names_a_backend(domain: str):
+    assert list(read(f"[backend {domain}]\ntarget = sip:192.0.2.9\n").backends) == [domain]

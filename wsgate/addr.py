@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 _OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _IPV4 = re.compile(rf"(?:{_OCTET}\.){{3}}{_OCTET}\Z")
+_HOST_NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}))*\.?")
 
 ANY_PORT = 0
 """In place of a port: every port of that host."""
@@ -118,6 +119,11 @@ def is_numeric(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def is_host(host: str) -> bool:
+    """True for an IP address, bracketed or not, and for what can be a host name."""
+    return is_numeric(host) or _HOST_NAME.fullmatch(host) is not None
 
 
 def split_host_port(text: str, default_port: int | None = None) -> Address:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from wsgate.addr import Address, Network, canonical_host
+from wsgate.addr import Address, Network, canonical_host, is_host
 from wsgate.errors import ConfigurationError
 from wsgate.guard import LimitSettings
 from wsgate.handover import Endpoint, FileReference, state_name
@@ -283,6 +283,9 @@ def _section(title: str, path: str) -> tuple[Section, str]:
         raise ConfigurationError("the section needs a name", file=path, section=title, allowed=allowed)
     if name and not section.named:
         raise ConfigurationError("the section takes no name", file=path, section=title, allowed=f"[{kind}]")
+    if kind == "backend" and name != "*" and not is_host(name):
+        problem = f"{name!r} is no SIP domain"
+        raise ConfigurationError(problem, file=path, section=title, allowed="the host of SIP addresses, or *")
     return section, canonical_host(name) if kind == "backend" else name
 
 

@@ -11,7 +11,7 @@ import enum
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from wsgate.addr import Address, Network, parse_network, split_host_port
+from wsgate.addr import Address, Network, is_host, parse_network, split_host_port
 
 T = TypeVar("T")
 Parser = tuple[Callable[[str], T], str]
@@ -126,7 +126,22 @@ def _port_range(text: str) -> tuple[int, int]:
     return low, high
 
 
+def _host(text: str) -> str:
+    address = split_host_port(text, 0)
+    if address.port or not is_host(address.host):
+        raise ValueError(f"{text!r} is no IP address or host name without a port")
+    return address.host
+
+
+def _name(text: str) -> str:
+    if not is_host(split_host_port(text, 0).host):
+        raise ValueError(f"{text!r} is no host or host:port")
+    return text
+
+
 STRINGS: Parser[tuple[str, ...]] = (items, "a list of texts, separated by commas")
+HOST: Parser[str] = (_host, "an IP address or host name, without port")
+NAMES: Parser[tuple[str, ...]] = listed((_name, "host or host:port"))
 ADDRESS: Parser[Address] = (split_host_port, "host:port")
 ADDRESSES: Parser[tuple[Address, ...]] = listed(ADDRESS)
 NETWORK: Parser[Network] = (parse_network, "address or CIDR")

@@ -21,8 +21,9 @@ from wsgate.settings import (
     ADDRESS,
     ADDRESSES,
     BOOLEAN,
+    HOST,
+    NAMES,
     NETWORK,
-    STRINGS,
     TEXT,
     Parser,
     auto,
@@ -54,14 +55,28 @@ EMBEDDED = "embedded"
 def _direct_target(text: str) -> tuple[Network, int | None]:
     """`CIDR[:port]`, IPv6 with a port in brackets."""
     if text.startswith("["):
-        inside, _, rest = text[1:].partition("]")
-        return parse_network(inside), int(rest[1:]) if rest else None
-    if text.count(":") == 1:
+        network, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise ValueError(f"{text!r} is not [CIDR]:port")
+        port = rest[1:] if rest else None
+    elif text.count(":") == 1:
         network, _, port = text.partition(":")
-        return parse_network(network), int(port)
-    return parse_network(text), None
+    else:
+        network, port = text, None
+    if port is not None and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise ValueError(f"{port!r} is no port")
+    return parse_network(network), None if port is None else int(port)
 
 
+def _advertised(text: str) -> tuple[str, ...]:
+    parse, _ = listed(HOST)
+    hosts = parse(text)
+    if len({":" in host for host in hosts}) < len(hosts):
+        raise ValueError("two of one family")
+    return hosts
+
+
+ADVERTISED: Parser[tuple[str, ...]] = (_advertised, f"{HOST[1]}; one, or one IPv4 and one IPv6")
 DIRECT_TARGETS: Parser[tuple[tuple[Network, int | None], ...]] = listed((_direct_target, "CIDR[:port]"))
 
 
@@ -71,9 +86,9 @@ class SipSettings:
 
     bind: tuple[Address, ...] = option((Address("0.0.0.0", 5060),), ADDRESSES)
     tls_bind: tuple[Address, ...] = option((), ADDRESSES)
-    advertise: tuple[str, ...] | None = option(None, auto(STRINGS))
+    advertise: tuple[str, ...] | None = option(None, auto(ADVERTISED))
     public: Address | None = option(None, auto(ADDRESS))
-    aliases: tuple[str, ...] = option((), STRINGS)
+    aliases: tuple[str, ...] = option((), NAMES)
     trusted_sources: tuple[Network, ...] = option((), listed(NETWORK))
     direct_targets: tuple[tuple[Network, int | None], ...] = option((), DIRECT_TARGETS)
     udp_max_bytes: int = option(1300, integer(0, 65507))

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import re
 from typing import NamedTuple
 
-from wsgate.addr import Address, Transport, is_numeric, split_host_port
+from wsgate.addr import Address, Transport, is_host, split_host_port
 from wsgate.settings import TEXT, Parser, choice, listed, option, seconds
 
 EMBEDDED = "embedded"
 """The target of a domain that wsgate's own registrar serves."""
 
-_HOST_NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}))*\.?")
 _URI_TRANSPORTS = {
     "udp": Transport.UDP,
     "tcp": Transport.TCP,
@@ -48,7 +46,7 @@ def parse_target(text: str) -> TargetUri:
     address = split_host_port(host_port, -1)
     if address.port == 0:
         raise ValueError("port 0 cannot be reached")
-    if not is_numeric(address.host) and not _HOST_NAME.fullmatch(address.host):
+    if not is_host(address.host):
         raise ValueError(f"{address.host!r} is neither a host name nor an IP address")
     transport = None
     for parameter in parameters:

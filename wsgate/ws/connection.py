@@ -18,7 +18,7 @@ import enum
 from collections.abc import Callable
 from typing import NamedTuple
 
-from wsgate.settings import STRINGS, TEXT, integer, option, seconds
+from wsgate.settings import TEXT, integer, listed, option, seconds
 from wsgate.ws.frames import (
     CloseCode,
     FrameError,
@@ -32,12 +32,20 @@ from wsgate.ws.frames import (
 )
 
 
+def _origin(text: str) -> str:
+    if text not in ("same", "*", "null") and "://" not in text:
+        raise ValueError(f"{text!r} has no scheme: browsers send it")
+    return text
+
+
 @dataclasses.dataclass(frozen=True)
 class WebSocketSettings:
     """[websocket]"""
 
     path: str = option("/ws", TEXT)
-    origins: tuple[str, ...] = option(("same",), STRINGS)
+    origins: tuple[str, ...] = option(
+        ("same",), listed((_origin, "same, *, or an origin such as https://www.example.com"))
+    )
     ping_interval: float = option(25.0, seconds(1, 3600))
     ping_misses: int = option(2, integer(1, 100))
     handshake_timeout: float = option(5.0, seconds(0.1, 300))
