@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from wsgate.net.stream import Upgrade, WebSocketStream
 from wsgate.sip.contexts import Disconnect, Resolve
 from wsgate.sip.edge import Edge, Effect
 from wsgate.sip.flow import Flow
+from wsgate.sip.outline import outline
 from wsgate.sip.targets import Target
 from wsgate.sip.transaction import Send
 from wsgate.ws.frames import CloseCode
@@ -78,12 +80,14 @@ class Signalling:
 
     def message(self, stream: WebSocketStream, data: bytes) -> None:
         """One message of a browser."""
+        _show("from", stream.flow.hop, data)
         if self.hear is not None:
             self.hear()
         self.apply(self._edge.from_browser(stream.flow.id, data, now()))
 
     def refused(self, stream: WebSocketStream, data: bytes) -> None:
         """One message over the rate."""
+        _show("over the rate from", stream.flow.hop, data)
         self.apply(self._edge.refused(stream.flow.id, data))
 
     def closed(self, stream: WebSocketStream) -> None:
@@ -96,6 +100,7 @@ class Signalling:
 
     def received(self, hop: Hop, data: bytes, local: Address) -> None:
         """One message from the backend side."""
+        _show("from", hop, data)
         if self.hear is not None:
             self.hear()
         self.apply(self._edge.from_backend(hop, data, now()))
@@ -142,6 +147,7 @@ class Signalling:
         return {"remote": str(flow.remote), "transport": transport, "outbound": flow.outbound, "aors": aors}
 
     def _send(self, effect: Send) -> None:
+        _show("to", effect.hop, effect.data)
         stream = self._streams.get(effect.hop.connection) if effect.hop.connection else None
         if stream is not None:
             if not stream.send(effect.data):
@@ -169,6 +175,12 @@ class Signalling:
             logger.exception("internal error in the timers")
             self._counters.count("internal_errors")
             self._timer.arm(now() + AFTER_ERROR_SECONDS)
+
+
+def _show(direction: str, hop: Hop, data: bytes) -> None:
+    """Every message at the level debug: each side of a call can be followed by its Call-ID."""
+    if logger.isEnabledFor(logging.DEBUG):
+        logger.debug("%s %s %s: %s", direction, hop.transport.value, hop.address, outline(data))
 
 
 def _host(upgrade: Upgrade) -> Address:
