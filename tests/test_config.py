@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from wsgate.addr import Address, Transport
-from wsgate.config import SECTIONS, SELF_SIGNED_CERTIFICATE, Configuration, load, parse
+from wsgate.config import SELF_SIGNED_CERTIFICATE, Configuration
 from wsgate.errors import ConfigurationError
 from wsgate.handover import Endpoint, Files
+from wsgate.ini import SECTIONS, load, parse
 from wsgate.settings import Switch
 
 SHIPPED = Path(__file__).parent.parent / "conf" / "wsgate.ini"

@@ -12,7 +12,6 @@ import pytest
 
 from tests.test_bearer import RSA, WALL, pem
 from wsgate.bearer import TokenError, parse_keys
-from wsgate.config import parse
 from wsgate.errors import ConfigurationError
 from wsgate.identity import (
     FORWARD_HEADERS,
@@ -29,6 +28,7 @@ from wsgate.identity import (
     read_cookies,
     read_session,
 )
+from wsgate.ini import parse
 from wsgate.sip.headers import parse_uri
 from wsgate.ws.handshake import Refusal
 

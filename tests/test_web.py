@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from wsgate.addr import Address, uri_host
-from wsgate.config import Configuration, parse
+from wsgate.config import Configuration
+from wsgate.ini import parse
 from wsgate.metrics import Counters
 from wsgate.web import PhoneFile, RtcConfiguration, WebApplication, phone_files
 from wsgate.ws.handshake import Refusal

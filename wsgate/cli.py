@@ -74,7 +74,8 @@ def _daemon(options: argparse.Namespace) -> int:
 
 def _check(path: str) -> int:
     """Read and judge the ini file, and look whether the files and the user it names exist. Raises WsgateError."""
-    from wsgate.config import SELF_SIGNED_CERTIFICATE, SELF_SIGNED_PRIVATE_KEY, load
+    from wsgate.config import SELF_SIGNED_CERTIFICATE, SELF_SIGNED_PRIVATE_KEY
+    from wsgate.ini import load
 
     configuration = load(path)
     made_at_start = {configuration.process.key_file, SELF_SIGNED_CERTIFICATE, SELF_SIGNED_PRIVATE_KEY}
@@ -107,7 +108,7 @@ def _is_missing(path: Path) -> bool:
 def _user(options: argparse.Namespace) -> int:
     """One `wsgate user` command. Raises WsgateError."""
     from wsgate import userfile
-    from wsgate.config import load
+    from wsgate.ini import load
 
     configuration = load(options.config)
     path, realm = str(configuration.directory / configuration.registrar.users), configuration.registrar.realm

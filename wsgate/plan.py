@@ -90,7 +90,7 @@ def _child(path: str, writer: int) -> None:
 
 def _report(path: str) -> dict[str, Any]:
     try:
-        from wsgate.config import load
+        from wsgate.ini import load
 
         configuration = load(path)
         # Before anything is made: nothing is to be left behind by what cannot start.

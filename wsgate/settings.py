@@ -1,6 +1,6 @@
 """What an ini option is: a dataclass field with a parser, the words for what is allowed, and a default.
 
-Each machine declares its frozen settings dataclass with `option(...)`; config.py reads the sections into them.
+Each machine declares its frozen settings dataclass with `option(...)`; ini.py reads the sections into them.
 A parser takes the text of the option and raises ValueError with a reason an administrator understands.
 """
 

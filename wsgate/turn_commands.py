@@ -10,8 +10,9 @@ import time
 from collections.abc import Sequence
 
 from wsgate import turn_credentials, turn_trial
-from wsgate.config import Configuration, load
+from wsgate.config import Configuration
 from wsgate.errors import StartError
+from wsgate.ini import load
 from wsgate.turn.auth import HandedOut
 from wsgate.turn.stun import Family
 from wsgate.turn.uri import TurnUri, parse_uri

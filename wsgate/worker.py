@@ -115,7 +115,7 @@ class Worker:
 
     def __init__(self, start: WorkerStart, files: Files, factory: GatewayFactory) -> None:
         """Become the configured user and build the gateway. Raises WsgateError."""
-        from wsgate.config import load
+        from wsgate.ini import load
 
         self._path = Path(start.path)
         self._channel = start.channel
@@ -165,7 +165,7 @@ class Worker:
 
     def _reload(self) -> None:
         """Take the files that were offered; when they cannot be used, keep those that are in use."""
-        from wsgate.config import load
+        from wsgate.ini import load
 
         files, self._offered = Files(self._path.parent, self._offered), {}
         try:
