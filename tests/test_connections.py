@@ -25,7 +25,7 @@ from wsgate.turn.allocation import (
 )
 from wsgate.turn.connections import BIND_SECONDS, CONNECT_SECONDS, TRANSITIONS, Event, State
 from wsgate.turn.peers import Peers
-from wsgate.turn.server import PeerPolicy
+from wsgate.turn.settings import PeerPolicy
 from wsgate.turn.stun import EvenPort, Family, Method
 
 TCP = stun.REQUESTED_TRANSPORT(6)

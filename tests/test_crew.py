@@ -7,7 +7,7 @@ import pytest
 from wsgate.addr import Address
 from wsgate.crew import addresses_of_others, backend_sides, hosts_of, of_kind
 from wsgate.handover import Crew, Endpoint, state_name
-from wsgate.turn.server import part_of_ports
+from wsgate.turn.settings import part_of_ports
 
 HOSTS = ["192.0.2.1", "127.0.0.1", "2001:db8::1"]
 

@@ -10,7 +10,7 @@ from wsgate.call_peers import CallPeers
 from wsgate.turn.allocation import Bind, Permit, Revoke, SendToPeer, Unbind
 from wsgate.turn.auth import Credentials, Registrations, SecretHash, UserKeys, long_term_key, time_limited_password
 from wsgate.turn.peers import Peers
-from wsgate.turn.server import PeerPolicy
+from wsgate.turn.settings import PeerPolicy
 from wsgate.turn.stun import PasswordAlgorithm
 
 ID = "0123456789abcdef01234567"

@@ -28,7 +28,8 @@ from wsgate.turn.allocation import (
 )
 from wsgate.turn.auth import Credentials, SecretHash, UserKeys, long_term_key, time_limited_password
 from wsgate.turn.peers import Peers
-from wsgate.turn.server import ChannelRange, TurnServer, TurnSettings
+from wsgate.turn.server import TurnServer
+from wsgate.turn.settings import ChannelRange, TurnSettings
 from wsgate.turn.stun import EvenPort, Family, Integrity, MessageClass, Method, PasswordAlgorithm
 
 REALM = "sixteen.char.rlm"

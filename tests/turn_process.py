@@ -109,7 +109,8 @@ def make_server(
     from wsgate.turn.allocation import RelayAddress
     from wsgate.turn.auth import Credentials, UserKeys, long_term_key
     from wsgate.turn.peers import Peers
-    from wsgate.turn.server import ChannelRange, TurnServer, TurnSettings
+    from wsgate.turn.server import TurnServer
+    from wsgate.turn.settings import ChannelRange, TurnSettings
     from wsgate.turn.stun import PasswordAlgorithm
 
     if "channel_range" in options:

@@ -35,7 +35,7 @@ from wsgate.sip.proxy import SipSettings
 from wsgate.sip.registrar import MEMORY, RegistrarSettings
 from wsgate.sip.targets import EMBEDDED, BackendSettings
 from wsgate.turn.alternates import alternates
-from wsgate.turn.server import TurnSettings
+from wsgate.turn.settings import TurnSettings
 from wsgate.ws.connection import WebSocketSettings
 
 SELF_SIGNED_CERTIFICATE = "wsgate.pem"

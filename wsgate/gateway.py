@@ -50,7 +50,7 @@ from wsgate.sip.targets import BackendSettings
 from wsgate.sip.transaction import TransactionSettings
 from wsgate.statefile import StateFile
 from wsgate.store import StoreWriter, open_store
-from wsgate.turn.server import PeerPolicy
+from wsgate.turn.settings import PeerPolicy
 from wsgate.ws.handshake import Refusal
 
 MEMORY_CHECK_SECONDS = 1.0

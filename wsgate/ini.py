@@ -32,7 +32,7 @@ from wsgate.settings import Switch
 from wsgate.sip.proxy import SipSettings
 from wsgate.sip.registrar import RegistrarSettings
 from wsgate.sip.targets import BackendSettings
-from wsgate.turn.server import PeerPolicy, RelayEngine, TurnSettings
+from wsgate.turn.settings import PeerPolicy, RelayEngine, TurnSettings
 from wsgate.ws.connection import WebSocketSettings
 
 T = TypeVar("T")

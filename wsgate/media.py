@@ -28,7 +28,8 @@ from wsgate.turn.auth import Credentials, HandedOut, Registrations, UserKeys, us
 from wsgate.turn.discovery import Discovery
 from wsgate.turn.discovery import Place as PlaceOfSocket
 from wsgate.turn.peers import Peers
-from wsgate.turn.server import TurnServer, TurnSettings
+from wsgate.turn.server import TurnServer
+from wsgate.turn.settings import TurnSettings
 from wsgate.turn.tokens import TokenKeys, parse_keys
 
 
