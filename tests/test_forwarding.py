@@ -195,6 +195,33 @@ def test_a_large_request_goes_by_tcp_with_a_via_that_says_so():
     assert b";transport=tcp;r2=on" in Message.parse(data).values(b"record-route")[0]
 
 
+@pytest.mark.parametrize("method", ["INVITE", "MESSAGE", "REGISTER"])
+def test_the_limit_counts_the_request_as_it_leaves(method: str):
+    """I4: up to 1300 bytes by UDP, one more goes by TCP."""
+
+    def sent(padding: int) -> tuple[Transport, int]:
+        world = World()
+        flow = world.browser()
+        world.from_browser(flow, request(method, "sip:example.com", CONTACT, "X-Padding: " + "x" * padding))
+        hop, data = next(entry for entry in world.sent if entry[0].address == PBX)
+        return hop.transport, len(data)
+
+    padding = 1300 - sent(1)[1] + 1
+    assert sent(padding) == (Transport.UDP, 1300)
+    assert sent(padding + 1)[0] is Transport.TCP
+
+
+@pytest.mark.parametrize(("padding", "transport"), [(600, Transport.UDP), (1200, Transport.TCP)])
+def test_the_limit_counts_for_an_acknowledgement_too(padding: int, transport: Transport):
+    """I4, I7."""
+    world = World()
+    call = Call(world, world.browser())
+    world.from_browser(call.flow, call.request("ACK", "sip:bob@198.51.100.7", "X-Padding: " + "x" * padding))
+    ((hop, data),) = world.sent
+    assert hop.transport is transport
+    assert Message.parse(data).values(b"via")[0].startswith(b"SIP/2.0/%b " % transport.value.encode())
+
+
 def test_refused_tcp_goes_back_to_udp_and_is_remembered_for_that_backend():
     """I4."""
     world = World()

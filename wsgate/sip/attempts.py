@@ -31,9 +31,6 @@ from wsgate.sip.transaction import Failure, Send, State, TransactionLayer
 MAX_DATAGRAM_BYTES = 65507
 """The largest payload of a UDP datagram over IPv4; beyond it only a stream will do (rule I4)."""
 
-ADDED_BYTES = 400
-"""What our Via, Path, Routes and Record-Routes add to a request at most, for the judgement of its size (rule I4)."""
-
 STREAM_REFUSED_SECONDS = 600.0
 """How long a backend that refused TCP is spared the next attempt (rule I4)."""
 
@@ -135,8 +132,12 @@ class Attempts:
         target, branch.fallback = branch.fallback, None
         if target is None:
             return False
+        hop = Hop(Transport.UDP, target.address)
+        written = self._compose(branch.context.message, branch.context.leg, branch, hop, None)
+        if len(written[0]) > MAX_DATAGRAM_BYTES:
+            return False
         self._counters.count("sip_fallbacks_to_udp")
-        self._transmit(branch, Hop(Transport.UDP, target.address), None, now, effects)
+        self._transmit(branch, hop, None, now, effects, written)
         return True
 
     def outcome_of(self, branch: Branch, why: Failure, now: float) -> Outcome:
@@ -179,8 +180,12 @@ class Attempts:
             if not usable:
                 self._counters.count("sip_acks_without_target")
                 return
-            hop, local = self._stray_hop(branch, usable[0], _size(stray.message, stray.leg, branch), now)
-        effects.append(Send(hop, self._compose(stray.message, stray.leg, branch, hop, local)[0]))
+            hop, local = self._stray_hop(usable[0])
+        data = self._compose(stray.message, stray.leg, branch, hop, local)[0]
+        if hop.transport is Transport.UDP and self._is_too_large(branch, hop.address, len(data), now):
+            hop = Hop(Transport.TCP, hop.address)
+            data = self._compose(stray.message, stray.leg, branch, hop, local)[0]
+        effects.append(Send(hop, data))
 
     def resolved(self, backend: str, now: float, effects: list[Effect]) -> list[Branch]:
         """A resolution that was asked for is over, well or not. Returns the branches that have no target."""
@@ -248,16 +253,21 @@ class Attempts:
         if self._names.by_connection(target.transport):
             return self._send_by_connection(branch, target, now, effects)
         hop = Hop(target.transport, target.address)
+        written = None
         if target.transport is Transport.UDP:
-            size = _size(branch.context.message, branch.context.leg, branch)
-            if self._is_too_large(branch, target.address, size, now):
-                if size <= MAX_DATAGRAM_BYTES:
-                    branch.fallback = target
-                hop = Hop(Transport.TCP, target.address)
-            elif size > MAX_DATAGRAM_BYTES:
+            # Rule I4 speaks of the request as it leaves. Where the body alone is too large it is not written for that.
+            context = branch.context
+            is_too_large = self._is_too_large(branch, target.address, len(context.message.body), now)
+            if not is_too_large:
+                written = self._compose(context.message, context.leg, branch, hop, None)
+                is_too_large = self._is_too_large(branch, target.address, len(written[0]), now)
+            if is_too_large:
+                branch.fallback = target
+                hop, written = Hop(Transport.TCP, target.address), None
+            elif written is not None and len(written[0]) > MAX_DATAGRAM_BYTES:
                 branch.outcome = Outcome.TOO_LARGE
                 return False
-        self._transmit(branch, hop, None, now, effects)
+        self._transmit(branch, hop, None, now, effects, written)
         return True
 
     def _is_too_large(self, branch: Branch, address: Address, size: int, now: float) -> bool:
@@ -295,7 +305,16 @@ class Attempts:
         branch.client = None
         return self._connections.wait_for(place, branch.backend, branch, effects)
 
-    def _transmit(self, branch: Branch, hop: Hop, local: Address | None, now: float, effects: list[Effect]) -> None:
+    def _transmit(
+        self,
+        branch: Branch,
+        hop: Hop,
+        local: Address | None,
+        now: float,
+        effects: list[Effect],
+        written: tuple[bytes, bytes] | None = None,
+    ) -> None:
+        """`written` is what `_compose` gave for this hop, None where it is not composed yet."""
         context = branch.context
         branch.departure = hop
         branch.outcome = Outcome.PENDING  # also where a target before was one for small messages only
@@ -303,7 +322,7 @@ class Attempts:
         message = context.message
         if branch.flow is not None:
             self._calls.request_shown(branch, branch.flow)
-        data, name = self._compose(message, context.leg, branch, hop, local)
+        data, name = written or self._compose(message, context.leg, branch, hop, local)
         accepts = accepted_from(hop, branch.backend, self._backends)
         branch.client, sent = self._layer.send_request(data, message.method, name, hop, now, branch, accepts)
         effects += sent
@@ -352,24 +371,17 @@ class Attempts:
             # What cannot be read is the registrar's to refuse.
             return []
 
-    def _stray_hop(self, branch: Branch, target: Target, size: int, now: float) -> tuple[Hop, Address | None]:
+    def _stray_hop(self, target: Target) -> tuple[Hop, Address | None]:
         place = (target.transport, target.address)
         known = self._connections.get(place)
         if known is not None:
             return Hop(*place, known.id), known.local
-        if target.transport is Transport.UDP and self._is_too_large(branch, target.address, size, now):
-            return Hop(Transport.TCP, target.address), None
         return Hop(*place), None
 
 
 def _forwarded(leg: Leg, branch: Branch) -> tuple[tuple[bytes, bytes], ...]:
     """The header lines of the caller's upgrade: for configured backends, never for browsers or direct targets."""
     return leg.flow.forwarded if leg.flow is not None and branch.flow is None and branch.backend else ()
-
-
-def _size(message: Message, leg: Leg, branch: Branch) -> int:
-    """The bytes that a request will have when it leaves, at most (rule I4)."""
-    return len(message.data) + ADDED_BYTES + sum(len(name) + len(value) + 4 for name, value in _forwarded(leg, branch))
 
 
 def _is_wanted(branch: Branch) -> bool:
