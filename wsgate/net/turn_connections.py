@@ -12,12 +12,13 @@ import socket
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from gevent import get_hub, ssl
+from gevent import get_hub
 
 from wsgate.addr import Address, canonical_host
 from wsgate.log import logger
 from wsgate.metrics import Counters
 from wsgate.net.clock import LoopTimer
+from wsgate.net.turn_side import Side
 from wsgate.turn.allocation import Client, CloseConnection, Effect, JoinConnection, OpenConnection
 from wsgate.turn.bandwidth import Bucket
 from wsgate.turn.server import TurnServer
@@ -29,7 +30,6 @@ ACCEPT_PAUSE_SECONDS = 1.0
 """A relayed address takes no connections for so long when there are no descriptors left (rule Q1)."""
 READ_BYTES = 65536
 """What may wait for one side of a connection."""
-READS_PER_TURN = 4
 KERNEL_BUFFER_BYTES = 262144
 """What the kernel may hold of each direction of a socket; by itself it would take megabytes."""
 HALF_CLOSED_SECONDS = 30.0
@@ -42,7 +42,6 @@ BANDWIDTH_WAIT_MAX = 1.0
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _READ, _WRITE = 1, 2
-_AGAIN = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Taken(NamedTuple):
@@ -251,7 +250,7 @@ class _Peer:
         self._number = number
         self._socket = sock
         self._watcher: Any = None
-        self._sides: tuple[_Side, _Side] | None = None
+        self._sides: tuple[Side, Side] | None = None
         self._stream: ClientStream | None = None
         self._linger: Any = None
         self._moved = 0
@@ -284,7 +283,7 @@ class _Peer:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
                 sock.setsockopt(socket.SOL_SOCKET, option, KERNEL_BUFFER_BYTES)
-        client, peer = _Side(self, taken.socket), _Side(self, self._socket)
+        client, peer = Side(self, taken.socket), Side(self, self._socket)
         self._sides = client, peer
         self._linger = get_hub().loop.timer(HALF_CLOSED_SECONDS, repeat=HALF_CLOSED_SECONDS)
         client.start(peer, taken.unsent)
@@ -351,143 +350,6 @@ class _Peer:
             self._watcher.stop()
             self._watcher.close()
             self._watcher = None
-
-
-class _Side:
-    """One of two sockets that are joined: reads for the other, and keeps what this one has not taken yet."""
-
-    def __init__(self, joint: _Peer, sock: Any) -> None:
-        self.moved_bytes = 0
-        self._joint = joint
-        self._view = joint.view
-        self._socket = sock
-        self._tls = isinstance(sock, ssl.SSLSocket)
-        self._end = joint.end
-        self._waiting = b""
-        self._has_ended = self._is_shut = self._stopped = False
-        self._waits = False
-        """It is not read for want of bandwidth."""
-        loop = get_hub().loop
-        self._reader: Any = loop.io(sock.fileno(), _READ)
-        self._writer: Any = loop.io(sock.fileno(), _WRITE)
-
-    def start(self, other: _Side, first: bytes) -> None:
-        """Serve; `first` is what goes to this side in front of everything."""
-        self._other = other
-        self._reader.start(self._readable)
-        if first:
-            self._send(first)
-        if self._tls:
-            # What TLS has decrypted already no watcher tells of.
-            get_hub().loop.run_callback(self._readable)
-
-    def stop(self) -> None:
-        self._stopped = True
-        for watcher in (self._reader, self._writer):
-            watcher.stop()
-            watcher.close()
-
-    def _readable(self) -> None:
-        """Runs in the hub: read while the other side takes it."""
-        for _ in range(READS_PER_TURN):
-            if self._stopped or self._has_ended:
-                return
-            room = 0 if self._other._waiting or self._waits else self._room()
-            if not room:
-                self._reader.stop()
-                return
-            try:
-                count = self._socket.recv_into(self._view[:room])
-            except _AGAIN:
-                return
-            except OSError:
-                self._end()
-                return
-            if not count:
-                self._ended()
-                return
-            self.moved_bytes += count
-            self._joint.spend(count)
-            self._other._send(bytes(self._view[:count]))
-        if self._tls and not self._stopped and self._socket.pending():
-            get_hub().loop.run_callback(self._readable)
-
-    def _room(self) -> int:
-        room = self._joint.room(self._resume)
-        self._waits = not room
-        return room
-
-    def _resume(self) -> None:
-        """Runs in the hub: there may be bandwidth again."""
-        self._waits = False
-        if not self._stopped and not self._has_ended:
-            self._reader.start(self._readable)
-            self._readable()
-
-    def _ended(self) -> None:
-        """This side sends no more: the other hears so, behind what still waits for it (half-close)."""
-        self._has_ended = True
-        self._reader.stop()
-        if self._tls or self._other._tls or self._other._has_ended:
-            # TLS knows no half-close that both ends understand: nothing more is read, what waits is still delivered.
-            self._other._is_shut = self._other._has_ended = True
-            self._other._reader.stop()
-        self._joint.half_closed()
-        self._other._settle()
-
-    def _send(self, data: bytes) -> None:
-        if not self._waiting:
-            data = data[self._try_send(data) :]
-            if data and not self._stopped:
-                self._writer.start(self._writable)
-        self._waiting += data
-
-    def _try_send(self, data: bytes) -> int:
-        try:
-            sent = int(self._socket.send(data))
-        except _AGAIN:
-            return 0
-        except OSError:
-            get_hub().loop.run_callback(self._end)
-            return len(data)
-        self.moved_bytes += sent
-        return sent
-
-    def _writable(self) -> None:
-        """Runs in the hub."""
-        self._waiting = self._waiting[self._try_send(self._waiting) :]
-        if self._waiting or self._stopped:
-            return
-        self._writer.stop()
-        self._settle()
-        other = self._other
-        if not self._stopped and not other._has_ended:
-            other._reader.start(other._readable)
-            get_hub().loop.run_callback(other._readable)
-
-    def _settle(self) -> None:
-        """Pass the end of the other side on, once everything of it is sent."""
-        if self._waiting or not self._other._has_ended:
-            return
-        if self._is_shut or self._has_ended:
-            if not self._other._waiting:
-                self._take_leave()
-                self._end()
-            return
-        self._is_shut = True
-        try:
-            self._socket.shutdown(socket.SHUT_WR)
-        except OSError:
-            self._end()
-
-    def _take_leave(self) -> None:
-        """A TLS client is told that this is the end and nothing was cut off."""
-        if self._tls:
-            try:
-                self._socket.unwrap()
-            except (OSError, ValueError):
-                # It waits for no answer; who has gone already needs no word.
-                return
 
 
 def _bound(relay: Address, *, shared: bool) -> socket.socket:
