@@ -36,7 +36,7 @@ FLOORS = {
         " net/nameserver net/resolver net/keep_alive net/backend_codec net/backend_stream net/backend"
         " net/metering net/turn_side net/turn_connections net/relay net/turn_stream net/dtls net/mesh"
     ),
-    "assembly": "config cross_checks ini crew web statefile signalling media store gateway",
+    "assembly": "config cross_checks ini crew web statefile signalling media turn_offer store named_files gateway",
     "process": (
         "userfile control daemon plan sockets databases worker_process supervisor worker"
         " turn_link turn_trial turn_credentials turn_commands cli __main__"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 
+import psutil
+
 from wsgate.addr import Address, canonical_host
 from wsgate.config import Configuration
 from wsgate.handover import Crew, Endpoint
@@ -14,6 +16,26 @@ from wsgate.sip.names import Names
 
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 """What stands for every address of this machine, and the one by which another process on it reaches such a socket."""
+
+
+def own_hosts() -> list[str]:
+    """The IP addresses of this machine, that of the default route first, loopback and link-local last."""
+    hosts = []
+    for family, probe in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            try:
+                sock.connect((probe, 9))  # a datagram socket sends nothing by this
+            except OSError:
+                continue
+            hosts.append(sock.getsockname()[0])
+    for addresses in psutil.net_if_addrs().values():
+        hosts += [
+            canonical_host(entry.address.partition("%")[0])
+            for entry in addresses
+            if entry.family in (socket.AF_INET, socket.AF_INET6)
+        ]
+    unique = list(dict.fromkeys(hosts))
+    return sorted(unique, key=lambda host: host.startswith(("127.", "::1", "fe80:")))
 
 
 def hosts_of(bound: str, own_hosts: Sequence[str]) -> list[str]:

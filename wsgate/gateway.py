@@ -13,13 +13,11 @@ import gevent
 import psutil
 from gevent import ssl
 
-from wsgate import keys, web
-from wsgate.addr import Address, canonical_host
-from wsgate.bearer import VerificationKey, parse_keys
+from wsgate import web
+from wsgate.addr import Address
 from wsgate.call_peers import CallPeers
 from wsgate.config import Configuration
-from wsgate.credentials import CredentialsError, Users, parse_users
-from wsgate.crew import OwnAddresses, backend_sides
+from wsgate.crew import OwnAddresses, backend_sides, own_hosts
 from wsgate.directory import Directory
 from wsgate.errors import ConfigurationError, StartError
 from wsgate.guard import Guard
@@ -29,13 +27,14 @@ from wsgate.keys import Key
 from wsgate.log import logger
 from wsgate.media import Media, Place, Sockets
 from wsgate.metrics import Counters
+from wsgate.named_files import client_contexts, optional_path, read_jwt_keys, read_key_file, read_users
 from wsgate.net.backend import BackendLimits, BackendSockets
 from wsgate.net.backend_codec import StreamLimits
 from wsgate.net.clock import now
 from wsgate.net.listener import Listener, ListenerSettings
 from wsgate.net.mesh import Mesh
 from wsgate.net.resolver import Resolver
-from wsgate.net.tls import ALPN_HTTP, ALPN_TURN, ClientContexts, ServerContext
+from wsgate.net.tls import ALPN_HTTP, ALPN_TURN, ServerContext
 from wsgate.settings import Switch
 from wsgate.sharing import Sharing
 from wsgate.signalling import ResolvedBackends, Signalling
@@ -51,6 +50,7 @@ from wsgate.sip.transaction import TransactionSettings
 from wsgate.statefile import StateFile
 from wsgate.store import StoreWriter, open_store
 from wsgate.turn.settings import PeerPolicy
+from wsgate.turn_offer import TurnOffer
 from wsgate.ws.handshake import Refusal
 
 MEMORY_CHECK_SECONDS = 1.0
@@ -81,7 +81,7 @@ class Gateway:
         self._hosts = own_hosts()
         self._counters = Counters()
         self._guard = Guard(configuration.limits)
-        self._secrets: tuple[Key, ...] = _secrets(configuration, files)
+        self._secrets: tuple[Key, ...] = read_key_file(configuration, files)
         self._tokens = FlowTokens(self._secrets, crew.number)
         self._addresses = OwnAddresses(configuration, crew, endpoints, self._hosts)
         self._names = self._addresses.names()
@@ -89,22 +89,24 @@ class Gateway:
         self._directory = Directory(configuration.sip.reconnect_grace)
         self._call_peers = _call_peers(configuration)
         self._digest = self._new_digest(configuration, files)
-        self._admission = Admission(configuration.identity, _jwt_keys(configuration, files), time.time)
+        self._admission = Admission(configuration.identity, read_jwt_keys(configuration, files), time.time)
         self._resolver = Resolver(
             configuration.dns,
             self._counters,
             own=self._addresses.of_all_workers() | self._names.known_as(),
             random_float=random.random,
         )
+        self._turn_offer = TurnOffer(configuration, self._directory, self._admit)
         self._edge = self._new_edge(configuration)
         self._signalling = Signalling(self._edge, self._resolver, self._counters)
         self._contexts: dict[str, ServerContext] = {}
         self._backends = self._new_backend_sockets(files)
         self._signalling.backends = self._backends
+        offer = self._turn_offer
         self._web = web.WebApplication(
-            configuration, web.phone_files(), self.status, self._counters, self._turn_uris, self._rtc_configuration
+            configuration, web.phone_files(), self.status, self._counters, offer.uris, offer.rtc_configuration
         )
-        self._media = self._new_media(configuration, files)
+        self._media = self._turn_offer.media = self._new_media(configuration, files)
         self._listeners = [self._new_listener(name, files) for name in configuration.listeners]
         self._store = self._open_store(configuration)
         self._housekeeper: gevent.Greenlet | None = None
@@ -169,16 +171,16 @@ class Gateway:
         """
         for name, listener_settings in configuration.listeners.items():
             self._check_fallback(name, listener_settings)
-        users = _users(configuration, files)
-        jwt_keys = _jwt_keys(configuration, files)
-        client_contexts = _client_contexts(configuration, files)
+        users = read_users(configuration, files)
+        jwt_keys = read_jwt_keys(configuration, files)
+        contexts = client_contexts(configuration, files)
         for listener in self._listeners:
             settings = configuration.listeners.get(listener.name)
             context = self._contexts.get(listener.name)
             if settings is None:
                 continue
             if context is not None and settings.certificate:
-                context.reload(files.path(settings.certificate), _optional(files, settings.private_key))
+                context.reload(files.path(settings.certificate), optional_path(files, settings.private_key))
             listener.reload(settings, configuration.websocket)
         if self._media is not None and configuration.turn is not None:
             self._media.reload(configuration.turn, files)
@@ -190,9 +192,8 @@ class Gateway:
         self._backend_settings.clear()
         self._backend_settings.update(configuration.backends)
         self._resolver.serve(self._backend_settings)
-        self._backends.reload(client_contexts)
-        self._web.configuration = configuration
-        self._configuration = configuration
+        self._backends.reload(contexts)
+        self._configuration = self._web.configuration = self._turn_offer.configuration = configuration
 
     def status(self) -> dict[str, object]:
         """What /status and /metrics show of this worker."""
@@ -228,6 +229,8 @@ class Gateway:
                 flow_timer=configuration.sip.flow_timer,
                 temporary_gruus=TemporaryGruus(self._secrets, os.urandom),
             )
+        turn = configuration.turn
+        hands_out = turn is not None and turn.credentials_with_register
         return Edge(
             configuration.sip,
             self._backend_settings,
@@ -244,7 +247,7 @@ class Gateway:
             random_bytes=os.urandom,
             counters=self._counters,
             protected_headers=configuration.identity.protected_headers,
-            hand_out=self._hand_out if configuration.turn and configuration.turn.credentials_with_register else None,
+            hand_out=self._turn_offer.hand_out if hands_out else None,
             call_peers=self._call_peers,
             siblings=Siblings(self._tokens, backend_sides(self._crew), self._secrets),
         )
@@ -297,7 +300,7 @@ class Gateway:
 
     def _new_digest(self, configuration: Configuration, files: Files) -> Digest:
         return Digest(
-            _users(configuration, files),
+            read_users(configuration, files),
             configuration.registrar.digest_algorithms,
             self._secrets[0].secret,
             os.urandom,
@@ -326,7 +329,7 @@ class Gateway:
                     message_bytes=self._configuration.websocket.max_message_bytes,
                 )
             ),
-            contexts=_client_contexts(self._configuration, files),
+            contexts=client_contexts(self._configuration, files),
             tls_listeners=self._sockets("sip-tls"),
             server_context=server_context,
         )
@@ -337,7 +340,7 @@ class Gateway:
         context = None
         if settings.tls is not Switch.OFF:
             alpn = (*ALPN_TURN, ALPN_HTTP) if settings.turn else (ALPN_HTTP,)
-            context = ServerContext(files.path(settings.certificate), _optional(files, settings.private_key), alpn)
+            context = ServerContext(files.path(settings.certificate), optional_path(files, settings.private_key), alpn)
             self._contexts[name] = context
         return Listener(
             name,
@@ -389,48 +392,6 @@ class Gateway:
         narrowed = self._call_peers.take_narrowed() if self._call_peers is not None else None
         if narrowed and self._media is not None:
             self._media.narrow(narrowed)
-
-    def _hand_out(self, host: Address, registration: str) -> bytes:
-        """The value of X-Turn-Credentials (rule A5)."""
-        credentials = self._media.hand_out(registration) if self._media is not None else None
-        if self._media is None or credentials is None:
-            return b""
-        username, password, ttl = credentials
-        uris = ",".join(self._media.uris(self._turn_host(host.host)))
-        return f'username="{username}", password="{password}", ttl={ttl}, uris="{uris}"'.encode()
-
-    def _turn_host(self, asked_for: str) -> str:
-        """The host at which browsers reach this machine: `[sip] public` where it is set, else the one asked for."""
-        public = self._configuration.sip.public
-        return public.host if public is not None else asked_for
-
-    def _turn_uris(self, asked_for: str) -> tuple[str, ...]:
-        return self._media.uris(self._turn_host(asked_for)) if self._media is not None else ()
-
-    def _rtc_configuration(
-        self, fields: tuple[tuple[str, str], ...], query: str, asked_for: str
-    ) -> dict[str, object] | Refusal:
-        """RTCConfiguration for whoever shows an identity and is registered as that (rule A5)."""
-        media = self._media
-        if media is None:
-            return Refusal("404 Not Found", "there is no TURN server")
-        admitted = self._admission.judge(fields, query, now())
-        if isinstance(admitted, Refusal):
-            return admitted
-        if admitted.identity is None:
-            return Refusal("404 Not Found", "no identity is asked for here ([identity])")
-        found = [
-            registration
-            for aor in admitted.identity.addresses_of_record()
-            for registration in self._directory.registrations_for(aor)
-            if registration.expires_at > now()
-        ]
-        credentials = media.hand_out(max(found, key=lambda one: one.expires_at).id) if found else None
-        if credentials is None:
-            return Refusal("403 Forbidden", "nobody is registered with this identity")
-        urls = list(self._turn_uris(asked_for))
-        server = {"urls": urls, "username": credentials.username, "credential": credentials.password}
-        return {"iceServers": [server], "ttl": credentials.ttl}
 
     def _sockets(self, kind: str, name: str = "") -> list[socket.socket]:
         return [
@@ -487,75 +448,7 @@ class Gateway:
             gevent.sleep(0.02)
 
 
-def own_hosts() -> list[str]:
-    """The IP addresses of this machine, that of the default route first, loopback and link-local last."""
-    hosts = []
-    for family, probe in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
-        with socket.socket(family, socket.SOCK_DGRAM) as sock:
-            try:
-                sock.connect((probe, 9))  # a datagram socket sends nothing by this
-            except OSError:
-                continue
-            hosts.append(sock.getsockname()[0])
-    for addresses in psutil.net_if_addrs().values():
-        hosts += [
-            canonical_host(entry.address.partition("%")[0])
-            for entry in addresses
-            if entry.family in (socket.AF_INET, socket.AF_INET6)
-        ]
-    unique = list(dict.fromkeys(hosts))
-    return sorted(unique, key=lambda host: host.startswith(("127.", "::1", "fe80:")))
-
-
 def _call_peers(configuration: Configuration) -> CallPeers | None:
     """Where signalling tells TURN of calls, if TURN wants to know (rule P6)."""
     turn = configuration.turn
     return CallPeers() if turn is not None and turn.peer_policy is PeerPolicy.CALL else None
-
-
-def _secrets(configuration: Configuration, files: Files) -> tuple[keys.Key, ...]:
-    name = configuration.process.key_file
-    try:
-        with open(files.path(name), encoding="ascii") as file:
-            return keys.parse(file.read())
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"cannot use {name}: {error}", section="wsgate", option="key_file") from None
-
-
-def _users(configuration: Configuration, files: Files) -> Users:
-    if not configuration.embedded_domains:
-        return Users()
-    name = configuration.registrar.users
-    try:
-        with open(files.path(name), encoding="utf-8") as file:
-            return parse_users(file.read())
-    except (OSError, ValueError, CredentialsError) as error:
-        raise ConfigurationError(f"cannot use {name}: {error}", section="registrar", option="users") from None
-
-
-def _client_contexts(configuration: Configuration, files: Files) -> ClientContexts:
-    """The contexts towards TLS and WSS backends; files that cannot be used are told now, not at the first call."""
-    contexts = ClientContexts(files.path)
-    for domain, backend in configuration.backends.items():
-        names = (backend.ca_file, backend.client_certificate, backend.client_private_key)
-        if any(names):
-            try:
-                contexts.get(*names, checks_name=False)
-            except StartError as error:
-                raise ConfigurationError(str(error), section=f"backend {domain}") from None
-    return contexts
-
-
-def _jwt_keys(configuration: Configuration, files: Files) -> tuple[VerificationKey, ...]:
-    name = configuration.identity.jwt_keys
-    if not name:
-        return ()
-    try:
-        with open(files.path(name), "rb") as file:
-            return parse_keys(file.read())
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"cannot use {name}: {error}", section="identity", option="jwt_keys") from None
-
-
-def _optional(files: Files, name: str) -> str:
-    return files.path(name) if name else ""

@@ -76,7 +76,7 @@ def uris(configuration: Configuration, host: str) -> tuple[str, ...]:
 
 def own_host(configuration: Configuration) -> str:
     """The host in those URIs: `[sip] public` where it is set, else this machine's first address."""
-    from wsgate.gateway import own_hosts
+    from wsgate.crew import own_hosts
 
     public = configuration.sip.public
     return public.host if public is not None else own_hosts()[0]

@@ -23,7 +23,7 @@ from tests.interop.process import accepts, free_port, wait_for
 from tests.interop.raw import RawWebSocket
 from wsgate import certificate
 from wsgate.addr import uri_host
-from wsgate.gateway import own_hosts
+from wsgate.crew import own_hosts
 
 ROOT = Path(__file__).resolve().parents[2]
 STANDIN = [sys.executable, str(Path(__file__).with_name("standin.py"))]
