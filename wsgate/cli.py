@@ -16,6 +16,9 @@ from wsgate.supervisor import Supervisor
 
 MAX_PASSWORD_CHARACTERS = 1024
 
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as shells have it."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: 0, or 1 with one line on standard error (2 for wrong usage)."""
@@ -32,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except WsgateError as error:
         print(f"wsgate: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return INTERRUPTED
 
 
 def _daemon_parser() -> argparse.ArgumentParser:
@@ -141,6 +147,8 @@ def _password(options: argparse.Namespace) -> str:
     if options.password_stdin:
         line = sys.stdin.readline(MAX_PASSWORD_CHARACTERS + 2)
         password = line.rstrip("\r\n")
+    elif not sys.stdin.isatty():
+        raise StartError("no terminal to ask for the password: --password-stdin takes it from a pipe or file")
     else:
         password = getpass.getpass(f"Password of {options.user}: ")
         if password != getpass.getpass("Again: "):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import hmac
 import json
 import os
+import pty
 import stat
 import subprocess
 import sys
@@ -133,6 +135,8 @@ def test_users_are_added_listed_changed_and_removed(ini: Path):
         (("del", "nobody-here"), "", "no user nobody-here"),
         (("list",), "", "No such file"),
         (("add", "a:b", "--password-stdin"), "x\n", "colon"),
+        (("add", "alice"), "", "--password-stdin"),
+        (("add", "alice"), "secret\nsecret\n", "--password-stdin"),
         (("add", "alice", "--password-stdin"), "\n", "password must have 1 to"),
         (("add", "alice", "--password-stdin"), "x" * 2000, "password must have 1 to"),
     ],
@@ -189,3 +193,31 @@ def test_turn_test_wants_a_password_that_is_not_on_the_command_line() -> None:
     result = wsgate("turn-test", "turn:127.0.0.1:9", "--user", "tester")
     assert result.returncode == 1
     assert "--password-file" in result.stderr
+
+
+def test_the_password_is_asked_for_at_a_terminal_and_ctrl_c_ends_that_quietly(ini: Path) -> None:
+    for typed, status in ((b"pass\npass\n", 0), (b"pass\nword\n", 1), (b"pa\x03", 130)):
+        status_found, shown = at_terminal(typed, "user", "add", "-c", str(ini), "alice")
+        assert status_found == status, shown
+        assert "Traceback" not in shown
+        assert "pass\r" not in shown, "it is not echoed"
+
+
+def at_terminal(typed: bytes, *arguments: str) -> tuple[int, str]:
+    """The exit status and what stood on the screen; typed as soon as something is asked."""
+    pid, terminal = pty.fork()
+    if not pid:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        os.execve(sys.executable, [sys.executable, "-m", "wsgate", *arguments], environment)
+    shown = b""
+    try:
+        while data := os.read(terminal, 4096):
+            shown += data
+            if b": " in data and typed:
+                line, end, typed = typed.partition(b"\n")
+                os.write(terminal, line + end)
+    except OSError as error:
+        if error.errno != errno.EIO:  # so a terminal says that its other side is closed
+            raise
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown.decode()
