@@ -23,7 +23,8 @@ from wsgate.guard import Guard
 from wsgate.log import logger
 from wsgate.metrics import Counters
 from wsgate.net.clock import LoopTimer, now
-from wsgate.net.relay import Relay, Routes, SocketAddress
+from wsgate.net.relay import Relay
+from wsgate.net.relay_sockets import Routes, SocketAddress
 from wsgate.net.tls import ALPN_TURN
 from wsgate.turn.allocation import Client
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 import errno
 import select
 import socket
-import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, repeat
-from typing import Any, Protocol
+from typing import Any
 
 from gevent import get_hub
 
@@ -24,6 +23,7 @@ from wsgate.addr import Address
 from wsgate.log import logger
 from wsgate.metrics import Counters
 from wsgate.net.metering import Send, metered
+from wsgate.net.relay_sockets import HEADROOM, Buffer, ClientSocket, Path, RelaySocket, SocketAddress, bound
 from wsgate.net.turn_connections import ClientStream, TurnConnections
 from wsgate.turn import stun
 from wsgate.turn.allocation import (
@@ -45,9 +45,6 @@ from wsgate.turn.allocation import (
 )
 from wsgate.turn.server import TurnServer
 
-HEADROOM = 48
-"""The longest that is written before a payload: a Data indication with an IPv6 peer."""
-DATAGRAM_BYTES = 65536
 PACKETS_PER_PASS = 256
 """After so many packets other greenlets get their turn."""
 PACKETS_PER_READ = (1, 4, 32)
@@ -57,184 +54,13 @@ EVENTS_PER_POLL = 128
 FEW_READY = 4
 """With more sockets ready than that each gives one packet a round."""
 LISTENER_BUFFER_BYTES = 4 << 20
-RELAY_BUFFER_BYTES = 512 << 10
 IDLE_TICKS = 4
 """After so many ticks without a packet the engine waits for the sockets again (rule F2)."""
 TIMER_SECONDS_MIN = 0.001
 
-IP_MTU_DISCOVER, IP_PMTUDISC_WANT, IP_PMTUDISC_DO = 10, 1, 2
-IPV6_MTU_DISCOVER = 23
-IP_RECVERR, IPV6_RECVERR, MSG_ERRQUEUE = 11, 25, 0x2000
-ERRORS_PER_READ = 16
-"""ICMP errors of one socket that are read before the others get their turn."""
 _ICMP_ERRORS = {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EPROTO, errno.EMSGSIZE, errno.EACCES}
 """What a send may report of an earlier packet to somebody else."""
-_ICMP_TOLD = {
-    2: {3: "IPv4 unreachable", 11: "IPv4 time exceeded"},
-    3: {1: "unreachable", 2: "too big", 3: "time exceeded"},
-}
-"""Which messages of which origin (SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6) clients are told (RFC 8656 §11.5)."""
-_EXTENDED_ERROR = struct.Struct("=IBBBBII")
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC}
-_CHANNEL_HEAD = struct.Struct("!HH")
-
-SocketAddress = tuple[str, int]
-
-
-class _Buffer:
-    """The one buffer of an engine and the views into it that never change."""
-
-    def __init__(self) -> None:
-        self.data = bytearray(HEADROOM + DATAGRAM_BYTES + 4)
-        self.view = memoryview(self.data)
-        self.payload = self.view[HEADROOM : HEADROOM + DATAGRAM_BYTES]
-
-
-Routes = dict[SocketAddress, dict[int, tuple[Send, SocketAddress]]]
-"""client -> channel number -> (send, peer)"""
-
-
-class Path(Protocol):
-    """One way to clients: a socket that many send to, or a stream or DTLS association of one."""
-
-    path: int
-    """Its number in Client.path, given by the engine and never used again."""
-    routes: Routes
-
-    @property
-    def sendto(self) -> Send:
-        """Media to a client: whole or not at all. Never blocks; raises OSError for what was dropped."""
-
-    def answer(self, data: bytes, address: SocketAddress, /) -> None:
-        """A STUN answer to a client. Never blocks; raises OSError."""
-
-
-class _Listener:
-    """A socket that clients send to."""
-
-    def __init__(self, engine: Relay, path: int, sock: socket.socket) -> None:
-        self.socket = sock
-        self.path = path
-        self.routes: Routes = {}
-        self.sendto: Send = sock.sendto
-        self._engine = engine
-        self._long_address = sock.family == socket.AF_INET6
-        self._first_byte_end = (engine.server.channel_numbers[-1] >> 8) + 1
-
-    def answer(self, data: bytes, address: SocketAddress, /) -> None:
-        """Raises OSError."""
-        self.socket.sendto(data, address)
-
-    def read_errors(self) -> None:
-        """Nobody is told what ICMP says of a client."""
-        self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-
-    def read(self, limit: int) -> int:
-        """Take up to `limit` datagrams; returns how many. One that is wrong harms no other (rules P3, F4)."""
-        engine, routes, long_address = self._engine, self.routes, self._long_address
-        data, view, receive = engine.buffer.data, engine.buffer.view, self.socket.recvfrom_into
-        first_byte_end = self._first_byte_end
-        limit = max(limit, engine.ready)  # as many clients send here as peers to all the relay sockets
-        relayed = taken = 0
-        while taken < limit:
-            try:
-                size, source = receive(data)
-            except BlockingIOError:
-                break
-            except OSError:
-                taken += 1
-                engine.counters.count("turn_socket_errors")
-                continue
-            taken += 1
-            if long_address:
-                source = source[:2]
-            if size < 4 or not 0x40 <= data[0] < first_byte_end:
-                engine.message(self, source, size)
-                continue
-            route = routes.get(source)
-            channel = route and route.get(data[0] << 8 | data[1])
-            end = 4 + (data[2] << 8 | data[3])
-            if not channel or end > size:
-                engine.counters.count("turn_channel_data_dropped")
-                continue
-            try:
-                channel[0](view[4:end], channel[1])
-                relayed += 1
-            except OSError as problem:
-                relayed += engine.send_again(problem, channel, view[4:end])
-        engine.to_peers += relayed
-        return taken
-
-
-class _RelaySocket:
-    """A relayed transport address; what arrives goes to the client it is joined to, or nowhere."""
-
-    __slots__ = ("_engine", "_long_address", "_receive", "channels", "client", "permitted", "reply", "sendto", "socket")
-
-    def __init__(self, engine: Relay, address: Address, sock: socket.socket) -> None:
-        self._engine = engine
-        self._long_address = ":" in address.host
-        self._receive = sock.recvfrom_into
-        self.socket = sock
-        self.sendto: Send = sock.sendto
-        self.client: Client | None = None
-        self.reply: Send | None = None
-        self.permitted: set[str] = set()
-        self.channels: dict[SocketAddress, int] = {}
-
-    def read(self, limit: int) -> int:
-        """Take up to `limit` datagrams of peers; returns how many (rules P3, F4)."""
-        engine, channels, permitted, reply = self._engine, self.channels, self.permitted, self.reply
-        buffer, receive = engine.buffer, self._receive
-        data, view, payload = buffer.data, buffer.view, buffer.payload
-        client = None if self.client is None else self.client.address
-        long_address = self._long_address
-        relayed = taken = 0
-        while taken < limit:
-            try:
-                size, source = receive(payload)
-            except BlockingIOError:
-                break
-            except OSError:
-                taken += 1
-                engine.counters.count("turn_socket_errors")
-                continue
-            taken += 1
-            if long_address:
-                source = source[:2]
-            if reply is None or client is None or source[0] not in permitted:
-                engine.counters.count("turn_peer_data_dropped")
-                continue
-            number = channels.get(source)
-            if number is not None:
-                _CHANNEL_HEAD.pack_into(data, HEADROOM - 4, number, size)
-                start, end = HEADROOM - 4, HEADROOM + size
-            else:
-                start, end = engine.write_data_indication(source, size)
-            try:
-                if start < end:
-                    reply(view[start:end], client)
-                    relayed += 1
-            except OSError:
-                engine.counters.count("turn_send_failed")
-        engine.to_clients += relayed
-        return taken
-
-    def read_errors(self) -> None:
-        """Tell the client what ICMP said of its packets to peers that it may reach (RFC 8656 §11.5; rule P4)."""
-        engine = self._engine
-        for _ in range(ERRORS_PER_READ):
-            try:
-                _, ancillary, _, source = self.socket.recvmsg(0, 256, MSG_ERRQUEUE)
-            except OSError:
-                return
-            peer = source[:2] if source else ("", 0)
-            for _, _, data in ancillary:
-                if len(data) < _EXTENDED_ERROR.size or self.client is None or peer[0] not in self.permitted:
-                    continue
-                _, origin, kind, code, _, info, _ = _EXTENDED_ERROR.unpack_from(data)
-                if kind in _ICMP_TOLD.get(origin, ()):
-                    engine.tell_icmp(self.client, peer, stun.Icmp(kind, code, info))
 
 
 class Relay:
@@ -256,17 +82,17 @@ class Relay:
     ) -> None:
         self.server = server
         self.counters = server.counters if counters is None else counters
-        self.buffer = _Buffer()
+        self.buffer = Buffer()
         self.to_peers = self.to_clients = 0
         self.ready = 0
         self.secured: Callable[[socket.socket, bytes, SocketAddress], None] | None = None
         """Takes the datagrams that begin like DTLS (rule E2)."""
         self._clock = clock
         self._tick_seconds = tick
-        self._listeners = [_Listener(self, path, sock) for path, sock in enumerate(listeners)]
+        self._listeners = [ClientSocket(self, path, sock) for path, sock in enumerate(listeners)]
         self._paths: dict[int, Path] = dict(enumerate(self._listeners))
         self._next_path = len(self._listeners)
-        self._relays: dict[Address, _RelaySocket] = {}
+        self._relays: dict[Address, RelaySocket] = {}
         self._readers: dict[int, Callable[[int], int]] = {}
         self._read_errors: dict[int, Callable[[], None]] = {}
         self._epoll: select.epoll | None = None
@@ -381,7 +207,7 @@ class Relay:
         self.counters.count("turn_send_failed")
         return 0
 
-    def message(self, listener: _Listener, source: SocketAddress, size: int) -> None:
+    def message(self, listener: ClientSocket, source: SocketAddress, size: int) -> None:
         """A datagram from a client that is no ChannelData: STUN or DTLS by its first byte (RFC 7983 §7), or nothing."""
         first = self.buffer.data[0] if size else 0xFF
         if 20 <= first <= 63 and self.secured is not None:
@@ -501,13 +327,13 @@ class Relay:
 
     def _open_relays(self, effect: OpenRelays) -> list[Effect]:
         """Bind all or none (rule Q1: 508 when descriptors are used up, and the daemon goes on)."""
-        opened: list[_RelaySocket] = []
+        opened: list[RelaySocket] = []
         try:
             if effect.is_tcp:
                 self.connections.listen(effect.relays)
                 return self.server.relays_opened(effect.relays, self._clock())
             for address in effect.relays:
-                opened.append(_RelaySocket(self, address, _bound(address)))
+                opened.append(RelaySocket(self, address, bound(address)))
                 self._watch(opened[-1].socket, opened[-1].read, opened[-1].read_errors)
         except OSError as problem:
             for relay in opened:
@@ -529,7 +355,7 @@ class Relay:
         relay.socket.close()
         self._leave(relay)
 
-    def _leave(self, relay: _RelaySocket) -> None:
+    def _leave(self, relay: RelaySocket) -> None:
         """The client has nothing to do with a relay socket any more."""
         if relay.client is None:
             return
@@ -589,10 +415,9 @@ class Relay:
 
     def _send_to_peer(self, effect: SendToPeer) -> None:
         relay = self._relays[effect.relay]
-        sock = relay.socket
         peer = self.inside(effect.peer)
         if effect.dont_fragment:
-            _set_dont_fragment(sock, IP_PMTUDISC_DO)
+            relay.set_dont_fragment(True)
         try:
             relay.sendto(effect.data, peer)
             self.to_peers += 1
@@ -600,32 +425,7 @@ class Relay:
             self.to_peers += self.send_again(problem, (relay.sendto, peer), effect.data)
         finally:
             if effect.dont_fragment:
-                _set_dont_fragment(sock, IP_PMTUDISC_WANT)
-
-
-def _bound(address: Address) -> socket.socket:
-    """A relay socket at `address`. Raises OSError."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RELAY_BUFFER_BYTES)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
-        else:
-            sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
-        sock.bind(address)
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
-def _set_dont_fragment(sock: socket.socket, discovery: int) -> None:
-    if sock.family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, discovery)
-    else:
-        sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, discovery)
+                relay.set_dont_fragment(False)
 
 
 _APPLY: dict[type[Effect], Callable[[Relay, Any], list[Effect] | None]] = {

@@ -19,7 +19,8 @@ from wsgate.guard import Guard
 from wsgate.log import logger
 from wsgate.metrics import Counters
 from wsgate.net.clock import LoopTimer, now
-from wsgate.net.relay import Relay, Routes, SocketAddress
+from wsgate.net.relay import Relay
+from wsgate.net.relay_sockets import Routes, SocketAddress
 from wsgate.net.turn_connections import Taken
 from wsgate.net.upgrade import Accepted
 from wsgate.turn import stun
