@@ -314,3 +314,19 @@ def test_one_browser_holds_its_share_of_the_transactions_and_no_more() -> None:
     world.take(greedy)
     world.from_browser(greedy, request("MESSAGE", "sip:bob@example.com", CONTACT, call_id="again"))
     assert world.take(greedy) == []
+
+
+@pytest.mark.parametrize("status", [180, 200, 486])
+@pytest.mark.parametrize("kept", [b"", b"Via: \r\n"])
+def test_a_response_that_lost_the_via_of_the_browser_is_not_shown_to_it(status: int, kept: bytes):
+    """C1, V3; RFC 3261 §16.7 step 3: it was meant for us alone."""
+    world = World()
+    flow, invite = called(world)
+    answer = response(invite, status, "Any", BOB, to_tag="b1")
+    own = b"Via: %b\r\n" % invite.values(b"via")[1]
+    world.from_backend(answer.replace(own, kept))
+    assert world.take() == []
+    assert world.counters.values["sip_responses_without_next_via"] == 1
+    joined = b", ".join(invite.values(b"via"))
+    world.from_backend(answer.replace(own, b"").replace(invite.values(b"via")[0], joined))
+    assert world.one(flow).values(b"via") == [own[5:-2]]

@@ -33,6 +33,7 @@ from wsgate.sip.transaction_messages import (
     ack_to,
     cancel_of,
     client_key,
+    has_next_via,
     has_transaction_branch,
     overload_tag,
     overloaded,
@@ -128,6 +129,9 @@ class TransactionLayer:
             self._counters.count("sip_responses_unmatched")
         elif not client.accepts(hop):
             self._counters.count("sip_responses_from_elsewhere")
+        elif not has_next_via(message) and has_next_via(client.request):
+            # For the RFC an answer to us alone: who asked could not know it for its own (C1).
+            self._counters.count("sip_responses_without_next_via")
         elif message.status >= 200:
             self._step(client, Event.SUCCESS if message.status < 300 else Event.FAILURE, now, effects, message)
         elif self._is_news(client, message, now):

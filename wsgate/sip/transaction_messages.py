@@ -105,6 +105,17 @@ def _derived(request: Message, method: bytes, to: bytes, max_forwards: bytes, ex
     )
 
 
+def has_next_via(message: Message) -> bool:
+    """True when a second Via stands behind the topmost: a response without it goes no further (RFC 3261 §16.7)."""
+    lines = message.lines(b"via")
+    if len(lines) > 1:
+        return any(lines[1:])
+    try:
+        return bool(lines) and len(split_values(lines[0])) > 1
+    except ProtocolError:
+        return False
+
+
 def trying(request: Message) -> bytes:
     """100 Trying (RFC 3261 §8.2.6)."""
     return response_to(request, 100, "Trying")
