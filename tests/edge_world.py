@@ -14,9 +14,9 @@ from wsgate.sip.edge import Edge
 from wsgate.sip.flow import Flow, FlowTable, FlowTokens, Key
 from wsgate.sip.message import Message
 from wsgate.sip.names import Names
-from wsgate.sip.proxy import SipSettings
 from wsgate.sip.registrar import Registrar
 from wsgate.sip.services import HandOut
+from wsgate.sip.settings import SipSettings
 from wsgate.sip.siblings import Siblings
 from wsgate.sip.targets import BackendSettings, ContactMode, Target
 from wsgate.sip.transaction import Send, TransactionSettings

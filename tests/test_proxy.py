@@ -7,7 +7,8 @@ import pytest
 from tests.edge_world import CONTACT, EXAMPLE, PBX, World, request, response, udp
 from wsgate.addr import parse_network
 from wsgate.sip.message import Message, warning
-from wsgate.sip.proxy import DIRECT_TARGETS, METADATA
+from wsgate.sip.proxy import METADATA
+from wsgate.sip.settings import DIRECT_TARGETS
 from wsgate.sip.targets import BackendSettings
 
 VIA = "SIP/2.0/WSS abc.invalid;branch=z9hG4bKfix"

@@ -31,8 +31,8 @@ from wsgate.settings import (
     optional,
     seconds,
 )
-from wsgate.sip.proxy import SipSettings
 from wsgate.sip.registrar import MEMORY, RegistrarSettings
+from wsgate.sip.settings import SipSettings
 from wsgate.sip.targets import EMBEDDED, BackendSettings
 from wsgate.turn.alternates import alternates
 from wsgate.turn.settings import TurnSettings

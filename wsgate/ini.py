@@ -29,8 +29,8 @@ from wsgate.identity import IdentitySettings
 from wsgate.net.listener import ListenerSettings
 from wsgate.net.resolver import ResolverSettings
 from wsgate.settings import Switch
-from wsgate.sip.proxy import SipSettings
 from wsgate.sip.registrar import RegistrarSettings
+from wsgate.sip.settings import SipSettings
 from wsgate.sip.targets import BackendSettings
 from wsgate.turn.settings import PeerPolicy, RelayEngine, TurnSettings
 from wsgate.ws.connection import WebSocketSettings

@@ -18,12 +18,13 @@ from wsgate.sip.compose import Composer, Leg, LoopDetection
 from wsgate.sip.connections import Connections, accepted_from
 from wsgate.sip.contexts import Branch, Effect, Outcome, Resolve, Stray
 from wsgate.sip.dead_targets import Place
+from wsgate.sip.decisions import Backends
 from wsgate.sip.flow import RandomBytes
 from wsgate.sip.message import Message
 from wsgate.sip.names import Names
 from wsgate.sip.probes import Probe, Probes
-from wsgate.sip.proxy import Backends, SipSettings
 from wsgate.sip.rewriting import Changes, rewritten
+from wsgate.sip.settings import SipSettings
 from wsgate.sip.siblings import Siblings
 from wsgate.sip.targets import BackendSettings, ContactMode, Target
 from wsgate.sip.transaction import Failure, Send, State, TransactionLayer

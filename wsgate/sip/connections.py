@@ -9,8 +9,8 @@ from wsgate.addr import Address, Hop, Transport
 from wsgate.metrics import Counters
 from wsgate.sip.contexts import Connect, Effect
 from wsgate.sip.dead_targets import Place
+from wsgate.sip.decisions import Backends
 from wsgate.sip.names import Names
-from wsgate.sip.proxy import Backends
 
 MAX_WAITING = 1000
 """Requests that wait for one connection; a further one has no target."""

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from wsgate.addr import Hop
 from wsgate.sip.compose import Leg
+from wsgate.sip.decisions import Arrival, ToSibling
 from wsgate.sip.dialogs import Key
 from wsgate.sip.flow import Flow
 from wsgate.sip.message import Message
-from wsgate.sip.proxy import Arrival, ToSibling
 from wsgate.sip.siblings import Siblings
 from wsgate.sip.targets import Target
 from wsgate.sip.transaction import ClientTransaction, ServerTransaction

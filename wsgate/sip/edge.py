@@ -21,21 +21,11 @@ from wsgate.sip.calls import Calls
 from wsgate.sip.compose import Leg, LoopDetection, for_loose_routing, shows_outbound
 from wsgate.sip.contexts import Branch, Connect, Context, Disconnect, Orphaned, Resolve, Retain, Stray, branch_to
 from wsgate.sip.dead_targets import Place
-from wsgate.sip.dialogs import DialogTable
-from wsgate.sip.flow import Flow, FlowTable, RandomBytes
-from wsgate.sip.forwarding import RETRY_AFTER_SECONDS, Forwarding
-from wsgate.sip.identities import Identities
-from wsgate.sip.journal import Journal, dialog_value, key_value, read_dialog, read_key
-from wsgate.sip.message import Message, response_to, warning
-from wsgate.sip.names import Names
-from wsgate.sip.orphans import Orphans
-from wsgate.sip.proxy import (
+from wsgate.sip.decisions import (
     SECURE_ONLY,
     Answer,
     Arrival,
     Backends,
-    Proxy,
-    SipSettings,
     ToBackend,
     ToDirect,
     ToFlow,
@@ -44,9 +34,19 @@ from wsgate.sip.proxy import (
     is_secure_only,
     malformed,
 )
+from wsgate.sip.dialogs import DialogTable
+from wsgate.sip.flow import Flow, FlowTable, RandomBytes
+from wsgate.sip.forwarding import RETRY_AFTER_SECONDS, Forwarding
+from wsgate.sip.identities import Identities
+from wsgate.sip.journal import Journal, dialog_value, key_value, read_dialog, read_key
+from wsgate.sip.message import Message, response_to, warning
+from wsgate.sip.names import Names
+from wsgate.sip.orphans import Orphans
+from wsgate.sip.proxy import Proxy
 from wsgate.sip.registrar import Registrar
 from wsgate.sip.screening import Screening, reply_place, with_via_parameters
 from wsgate.sip.services import TURN_CREDENTIALS, HandOut, Services
+from wsgate.sip.settings import SipSettings
 from wsgate.sip.siblings import Siblings, origin
 from wsgate.sip.targets import BackendSettings
 from wsgate.sip.tracking import BEGINNERS, Tracker, is_at

@@ -18,13 +18,14 @@ from wsgate.sip.calls import Calls
 from wsgate.sip.compose import LoopDetection
 from wsgate.sip.contexts import Branch, Context, Effect, Orphaned, Outcome, Retain, Stray
 from wsgate.sip.dead_targets import Place
+from wsgate.sip.decisions import Arrival, Backends
 from wsgate.sip.edit import Edit
 from wsgate.sip.flow import Flow, FlowTokens, RandomBytes
 from wsgate.sip.message import Message, response_to, warning
 from wsgate.sip.names import Names
 from wsgate.sip.probes import Probe
-from wsgate.sip.proxy import Arrival, Backends, SipSettings
 from wsgate.sip.rewriting import HANDLE_PARAMETER, contact_uri, restored
+from wsgate.sip.settings import SipSettings
 from wsgate.sip.siblings import Siblings
 from wsgate.sip.targets import BackendSettings
 from wsgate.sip.tracking import Party, Tracker

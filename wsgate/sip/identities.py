@@ -8,11 +8,12 @@ from wsgate.errors import ProtocolError
 from wsgate.identity import Identity
 from wsgate.metrics import Counters
 from wsgate.sip.contexts import Disconnect
+from wsgate.sip.decisions import NO_DIALOG, Answer
 from wsgate.sip.dialogs import DialogTable
 from wsgate.sip.flow import Flow
 from wsgate.sip.headers import parse_uri
 from wsgate.sip.message import Message, warning
-from wsgate.sip.proxy import NO_DIALOG, Answer, Proxy
+from wsgate.sip.proxy import Proxy
 
 EXPIRED = "the identity of this connection has expired"
 FOREIGN_FROM = "From is not of the identity (cookie, token) that this connection showed"

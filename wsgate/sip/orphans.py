@@ -21,11 +21,13 @@ from wsgate.errors import ProtocolError
 from wsgate.metrics import Counters
 from wsgate.sip.compose import Leg
 from wsgate.sip.contexts import Branch, Context, Effect, Orphaned, Stray, branch_to
+from wsgate.sip.decisions import Arrival, ToDirect, ToFlow, ToSibling
 from wsgate.sip.dialogs import Dialog, DialogState, DialogTable, Found, Side
 from wsgate.sip.flow import FlowTable
 from wsgate.sip.forwarding import Forwarding
 from wsgate.sip.message import Message
-from wsgate.sip.proxy import Arrival, Proxy, SipSettings, ToDirect, ToFlow, ToSibling
+from wsgate.sip.proxy import Proxy
+from wsgate.sip.settings import SipSettings
 from wsgate.sip.siblings import Siblings
 
 CANCELLED = b'SIP;cause=480;text="The caller\'s browser is gone"'

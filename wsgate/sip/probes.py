@@ -16,10 +16,10 @@ from wsgate.metrics import Counters
 from wsgate.sip.connections import Connections, accepted_from
 from wsgate.sip.contexts import Effect
 from wsgate.sip.dead_targets import MAX_DEAD_TARGETS, DeadTargets, Place
+from wsgate.sip.decisions import Backends
 from wsgate.sip.flow import RandomBytes
 from wsgate.sip.message import Message
 from wsgate.sip.names import Names, via_value
-from wsgate.sip.proxy import Backends
 from wsgate.sip.targets import BackendSettings, Target
 from wsgate.sip.transaction import TransactionLayer
 

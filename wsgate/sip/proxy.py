@@ -6,33 +6,31 @@ of wsgate. It writes nothing and keeps nothing; compose.py writes the bytes, for
 
 from __future__ import annotations
 
-import dataclasses
-import enum
 import ipaddress
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from wsgate.addr import Address, Hop, Network, Transport, in_networks, is_numeric, parse_network
+from wsgate.addr import Address, Hop, Transport, in_networks, is_numeric, parse_network
 from wsgate.directory import Directory, Registration
 from wsgate.errors import ProtocolError
 from wsgate.log import escaped
-from wsgate.settings import (
-    ADDRESS,
-    ADDRESSES,
-    BOOLEAN,
-    HOST,
-    NAMES,
-    NETWORK,
-    TEXT,
-    Parser,
-    auto,
-    integer,
-    listed,
-    option,
-    seconds,
-)
 from wsgate.sip.compose import max_forwards
+from wsgate.sip.decisions import (
+    FORGED,
+    NO_DIALOG,
+    Answer,
+    Arrival,
+    Backends,
+    Decision,
+    Service,
+    ToBackend,
+    ToDirect,
+    ToFlow,
+    ToService,
+    ToSibling,
+    malformed,
+)
 from wsgate.sip.dialogs import DialogTable, Side
 from wsgate.sip.flow import Flow, FlowTable, Token, Verdict
 from wsgate.sip.headers import NameAddr, Uri, host_port, parse_name_addr, parse_uri, same_uri
@@ -40,160 +38,17 @@ from wsgate.sip.heirs import heir_by_contact
 from wsgate.sip.message import Message, warning
 from wsgate.sip.names import Names
 from wsgate.sip.rewriting import handle_in
+from wsgate.sip.settings import SipSettings
 from wsgate.sip.siblings import Siblings
-from wsgate.sip.targets import BackendSettings, Target
+from wsgate.sip.targets import EMBEDDED, BackendSettings, Target
 
 METADATA = tuple(
     map(parse_network, ("100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254", "fd20:ce::254"))
 )
 """Metadata services of clouds that are not link-local: no direct target even inside direct_targets (rule D1)."""
 
-EMBEDDED = "embedded"
-"""The `target` that means the embedded registrar."""
-
-
-def _direct_target(text: str) -> tuple[Network, int | None]:
-    """`CIDR[:port]`, IPv6 with a port in brackets."""
-    if text.startswith("["):
-        network, bracket, rest = text[1:].partition("]")
-        if not bracket or (rest and not rest.startswith(":")):
-            raise ValueError(f"{text!r} is not [CIDR]:port")
-        port = rest[1:] if rest else None
-    elif text.count(":") == 1:
-        network, _, port = text.partition(":")
-    else:
-        network, port = text, None
-    if port is not None and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise ValueError(f"{port!r} is no port")
-    return parse_network(network), None if port is None else int(port)
-
-
-def _advertised(text: str) -> tuple[str, ...]:
-    parse, _ = listed(HOST)
-    hosts = parse(text)
-    if len({":" in host for host in hosts}) < len(hosts):
-        raise ValueError("two of one family")
-    return hosts
-
-
-ADVERTISED: Parser[tuple[str, ...]] = (_advertised, f"{HOST[1]}; one, or one IPv4 and one IPv6")
-DIRECT_TARGETS: Parser[tuple[tuple[Network, int | None], ...]] = listed((_direct_target, "CIDR[:port]"))
-
-
-@dataclasses.dataclass(frozen=True)
-class SipSettings:
-    """[sip]"""
-
-    bind: tuple[Address, ...] = option((Address("0.0.0.0", 5060),), ADDRESSES)
-    tls_bind: tuple[Address, ...] = option((), ADDRESSES)
-    advertise: tuple[str, ...] | None = option(None, auto(ADVERTISED))
-    public: Address | None = option(None, auto(ADDRESS))
-    aliases: tuple[str, ...] = option((), NAMES)
-    trusted_sources: tuple[Network, ...] = option((), listed(NETWORK))
-    direct_targets: tuple[tuple[Network, int | None], ...] = option((), DIRECT_TARGETS)
-    udp_max_bytes: int = option(1300, integer(0, 65507))
-    max_header_bytes: int = option(16384, integer(1024, 262144))
-    add_received: bool = option(False, BOOLEAN)
-    flow_timer: int = option(120, integer(10, 86400))
-    timer_c: float = option(200.0, seconds(181, 86400))
-    flow_rebind: bool = option(True, BOOLEAN)
-    orphan_cleanup: bool = option(True, BOOLEAN)
-    orphan_grace: float = option(2.0, seconds(0, 600))
-    reconnect_grace: float = option(60.0, seconds(0, 3600))
-    dialog_lifetime: float = option(43200.0, seconds(60, 604800))
-    state_file: str = option("", TEXT)
-
-
 _SCHEME = re.compile(rb"[a-z][a-z0-9+.-]*\Z")
 """RFC 3261 §25.1, in lower case."""
-
-
-class Service(enum.Enum):
-    """What wsgate does itself instead of forwarding."""
-
-    OPTIONS = "options"
-    REGISTER = "register"
-    LOCATION = "location"
-
-
-class Answer(NamedTuple):
-    """Refuse the request with this final response."""
-
-    status: int
-    reason: str
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-
-
-class ToBackend(NamedTuple):
-    """Forward to a backend: to `targets`, or to wherever the backend's own resolution leads when None."""
-
-    backend: str
-    targets: tuple[Target, ...] | None
-    drop_routes: int
-
-
-class ToFlow(NamedTuple):
-    """Forward down a browser's connection."""
-
-    flow: Flow
-    drop_routes: int
-    uri: bytes | None = None
-    """The Request-URI that the browser knows, where it was rewritten (rule R5)."""
-
-
-class ToSibling(NamedTuple):
-    """Forward to the worker that has this flow (rule T3); `outbound` as the Route that named it said."""
-
-    worker: int
-    connection: bytes
-    outbound: bool
-    drop_routes: int
-    uri: bytes | None = None
-    """As of ToFlow."""
-
-
-class ToDirect(NamedTuple):
-    """Forward to a numeric target that `direct_targets` allows (rule D1 b)."""
-
-    target: Target
-    drop_routes: int
-
-
-class ToService(NamedTuple):
-    """Answer here: OPTIONS for us, or the embedded registrar and location service for `domain`."""
-
-    service: Service
-    domain: str
-    drop_routes: int
-
-
-Decision = Answer | ToBackend | ToFlow | ToSibling | ToDirect | ToService
-
-
-class Arrival(NamedTuple):
-    """Where a request came from: a browser's flow, or the backend side (flow is None), trusted or not (rule N6).
-
-    `origin` is the hop of the backend side; where another worker passed the request on, the one that it had it from,
-    None for a browser's (T3).
-    """
-
-    hop: Hop
-    flow: Flow | None
-    trusted: bool
-    origin: Hop | None = None
-
-
-class Backends(Protocol):
-    """What is known of the configured backends at this moment; nothing here looks anything up."""
-
-    def targets(self, backend: str, now: float) -> Sequence[Target] | None:
-        """Where the backend is, best first, weights drawn anew (RFC 2782); None while it is not known."""
-
-    def named(self, backend: str) -> Mapping[str, Sequence[Target]]:
-        """The names met in the backend's resolution, in lower case, each with the targets behind it."""
-
-    def backend_of(self, host: str) -> str | None:
-        """The backend that resolved to this IP address, if any."""
 
 
 class Popped(NamedTuple):
@@ -201,17 +56,6 @@ class Popped(NamedTuple):
 
     depth: int
     tokens: tuple[tuple[Token, bool], ...]
-
-
-FORGED = Answer(403, "Forged Flow Token", (warning("flow token with a wrong signature"),))
-SECURE_ONLY = Answer(416, "Unsupported URI Scheme", (warning("sips: towards a browser"),))
-"""Rule C2: JsSIP would answer so; a browser cannot show that its leg is TLS to the end."""
-NO_DIALOG = Answer(481, "Call/Transaction Does Not Exist", (warning("no dialog with this Call-ID and these tags"),))
-
-
-def malformed(reason: str) -> Answer:
-    """400 with what is wrong, in the Reason phrase and for an administrator (table A)."""
-    return Answer(400, f"Bad Request: {reason}", (warning(reason),))
 
 
 class Proxy:
@@ -542,11 +386,6 @@ class Proxy:
 def _leading(routes: Sequence[bytes], pleases: Callable[[bytes], bool]) -> int:
     """How many from the top please."""
     return next((number for number, route in enumerate(routes) if not pleases(route)), len(routes))
-
-
-def is_secure_only(message: Message) -> bool:
-    """True when Request-URI or To is sips: (rule C2)."""
-    return message.uri[:5].lower() == b"sips:" or message.to.uri[:5].lower() == b"sips:"
 
 
 def _exact_targets(uri: Uri, targets: Sequence[Target], transports: Sequence[Transport]) -> tuple[Target, ...]:

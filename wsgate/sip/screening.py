@@ -8,12 +8,13 @@ from wsgate.addr import Address, Hop, Transport, in_networks
 from wsgate.errors import ProtocolError
 from wsgate.log import escaped, logger
 from wsgate.metrics import Counters
+from wsgate.sip.decisions import Backends
 from wsgate.sip.dialogs import DialogTable
 from wsgate.sip.edit import Edit
 from wsgate.sip.flow import FlowTokens, Verdict
 from wsgate.sip.headers import Uri, parse_name_addr, with_parameters
 from wsgate.sip.message import MAX_HEADERS, Message
-from wsgate.sip.proxy import Backends, SipSettings
+from wsgate.sip.settings import SipSettings
 from wsgate.sip.siblings import Siblings
 
 STRANGER_INTERVAL_SECONDS = 10.0

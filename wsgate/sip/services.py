@@ -13,10 +13,10 @@ from wsgate.errors import ProtocolError
 from wsgate.metrics import Counters
 from wsgate.sip.compose import shows_outbound
 from wsgate.sip.contexts import Branch, Retain, Way
+from wsgate.sip.decisions import SECURE_ONLY, Answer, Arrival, Service, ToService, is_secure_only
 from wsgate.sip.flow import Flow, FlowTable
 from wsgate.sip.headers import parse_uri
 from wsgate.sip.message import Message, warning
-from wsgate.sip.proxy import SECURE_ONLY, Answer, Arrival, Service, ToService, is_secure_only
 from wsgate.sip.registrar import Registrar
 from wsgate.sip.registration import registrations
 from wsgate.sip.siblings import Siblings
