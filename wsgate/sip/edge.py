@@ -17,6 +17,7 @@ from wsgate.directory import Directory, Registration
 from wsgate.errors import ProtocolError
 from wsgate.identity import Admitted
 from wsgate.metrics import Counters
+from wsgate.sip.attempts import Attempts
 from wsgate.sip.calls import Calls
 from wsgate.sip.compose import Leg, LoopDetection, for_loose_routing, shows_outbound
 from wsgate.sip.contexts import Branch, Connect, Context, Disconnect, Orphaned, Resolve, Retain, Stray, branch_to
@@ -126,23 +127,32 @@ class Edge:
             settings, backend_settings, names, flows, self._dialogs, backends, directory, loops.is_looped, siblings
         )
         self._identities = Identities(self._dialogs, self._proxy, counters)
+        calls = Calls(call_peers, self._dialogs, directory)
         self._forwarding = Forwarding(
             settings,
-            backend_settings,
+            Attempts(
+                settings,
+                backend_settings,
+                self._layer,
+                names,
+                backends,
+                loops,
+                flows.tokens.handle,
+                random_bytes,
+                counters,
+                calls,
+                siblings,
+            ),
             self._layer,
-            names,
             backends,
             self._tracker,
-            loops,
             flows.tokens,
             self._contact_behind,
             random_bytes,
             counters,
             self._services.turn_credentials,
-            Calls(call_peers, self._dialogs, directory),
-            siblings,
+            calls,
         )
-
         self._orphans = Orphans(
             settings, self._dialogs, directory, flows, self._proxy, self._forwarding, counters, siblings
         )

@@ -7,7 +7,7 @@ applied in their order.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import count
 
 from wsgate.addr import Address, Hop
@@ -15,19 +15,15 @@ from wsgate.errors import ProtocolError
 from wsgate.metrics import Counters
 from wsgate.sip.attempts import Attempts
 from wsgate.sip.calls import Calls
-from wsgate.sip.compose import LoopDetection
 from wsgate.sip.contexts import Branch, Context, Effect, Orphaned, Outcome, Retain, Stray
 from wsgate.sip.dead_targets import Place
 from wsgate.sip.decisions import Arrival, Backends
 from wsgate.sip.edit import Edit
 from wsgate.sip.flow import Flow, FlowTokens, RandomBytes
 from wsgate.sip.message import Message, response_to, warning
-from wsgate.sip.names import Names
 from wsgate.sip.probes import Probe
 from wsgate.sip.rewriting import HANDLE_PARAMETER, contact_uri, restored
 from wsgate.sip.settings import SipSettings
-from wsgate.sip.siblings import Siblings
-from wsgate.sip.targets import BackendSettings
 from wsgate.sip.tracking import Party, Tracker
 from wsgate.sip.transaction import ClientTransaction, Ended, Failure, ServerTransaction, State, TransactionLayer
 
@@ -44,19 +40,16 @@ class Forwarding:
     def __init__(
         self,
         settings: SipSettings,
-        backend_settings: Mapping[str, BackendSettings],
+        attempts: Attempts,
         layer: TransactionLayer,
-        names: Names,
         backends: Backends,
         tracker: Tracker,
-        loops: LoopDetection,
         tokens: FlowTokens,
         contact_behind: Callable[[bytes], bytes | None],
         random_bytes: RandomBytes,
         counters: Counters,
         turn_credentials: TurnCredentials,
         calls: Calls,
-        siblings: Siblings,
     ) -> None:
         self._calls = calls
         self._settings = settings
@@ -68,19 +61,7 @@ class Forwarding:
         self._tokens = tokens
         self._contact_behind = contact_behind
         self._backends = backends
-        self._attempts = Attempts(
-            settings,
-            backend_settings,
-            layer,
-            names,
-            backends,
-            loops,
-            tokens.handle,
-            random_bytes,
-            counters,
-            calls,
-            siblings,
-        )
+        self._attempts = attempts
         self._invites: dict[int, Context] = {}
         self._invites_of_flow: dict[bytes, set[int]] = {}
         self._timers: list[tuple[float, int]] = []
