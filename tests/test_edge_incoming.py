@@ -18,7 +18,7 @@ from tests.edge_world import (
     response,
     udp,
 )
-from wsgate.addr import Address, Transport
+from wsgate.addr import Address, Hop, Transport
 from wsgate.keys import Key
 from wsgate.sip.flow import FlowTokens
 from wsgate.sip.message import Message
@@ -359,3 +359,22 @@ def test_a_call_of_the_browser_gets_a_bye_from_the_backend_by_the_token_of_its_r
     world.from_browser(call.flow, response(bye, 200, "OK"))
     assert world.one(PBX).status == 200
     assert world.edge.counts()["dialogs"] == 0
+
+
+def test_the_answer_to_a_call_reaches_a_server_that_has_closed_its_connection():
+    """B4; RFC 3261 §18.2.2."""
+    world = World()
+    flow = world.browser()
+    path = register(world, flow).values(b"path")[0].decode()
+    stream = Hop(Transport.TCP, Address(PBX.host, 33333), b"stream-1")
+    via = "SIP/2.0/TCP 198.51.100.7:5060;branch=z9hG4bKtcp1"
+    invite = backend_request("INVITE", "sip:alice@abc.invalid;transport=ws", f"Route: {path}", BOB, via=via)
+    world.apply(world.edge.from_backend(stream, invite, world.now))
+    arrived = world.one(flow)
+    world.sent = []
+    world.apply(world.edge.failed(stream, "closed by the peer", world.now))
+    assert world.sent == []
+    world.from_browser(flow, response(arrived, 200, "OK", CONTACT, to_tag="a1"))
+    ((hop, data),) = world.sent
+    assert (hop.transport, hop.address) == (Transport.TCP, PBX)
+    assert Message.parse(data).status == 200

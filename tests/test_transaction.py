@@ -964,6 +964,40 @@ def test_connection_that_is_lost_takes_its_transactions_with_it() -> None:
     assert_empty(machines)
 
 
+@pytest.mark.parametrize(("transport", "default_port"), [(Transport.TCP, 5060), (Transport.TLS, 5061)])
+@pytest.mark.parametrize(("method", "status"), [(b"INVITE", 486), (b"INVITE", 200), (b"MESSAGE", 200)])
+def test_answers_to_what_came_by_a_stream_that_is_gone_go_to_the_port_of_the_via(
+    transport: Transport, default_port: int, method: bytes, status: int
+) -> None:
+    """RFC 3261 §18.2.2; at the source that was seen, whatever host the Via names (N4)."""
+    machines = layer()
+    stream = Hop(transport, Address("192.0.2.7", 33333), b"stream-1")
+    asked = [(b"z9hG4bK-one", b"client.invalid", default_port), (b"z9hG4bK-two", b"client.invalid:5070", 5070)]
+    for branch, sent_by, port in asked:
+        server = server_of(machines.receive_request(request(method, branch, sent_by=sent_by), stream, 0.0))
+        assert machines.transport_failed(stream, 0.1, "gone") == []
+        effects = machines.respond(server, status, answer(server.request, status).data, 0.2)
+        (sent,) = [effect for effect in effects if isinstance(effect, Send)]
+        assert sent.hop == Hop(transport, Address("192.0.2.7", port), b"stream-1")
+    by_hand(machines, 200.0)
+    assert_empty(machines)
+
+
+def test_a_server_may_open_another_stream_for_its_cancel_and_ack() -> None:
+    """RFC 3261 §9.2, §17.2.3: the branch tells, among the requests of one source."""
+    machines = layer()
+    first, second, elsewhere = (
+        Hop(Transport.TCP, Address(host, port), b"stream%d" % port)
+        for host, port in (("192.0.2.7", 1), ("192.0.2.7", 2), ("192.0.2.8", 3))
+    )
+    invite = server_of(machines.receive_request(request(), first, 0.0))
+    assert machines.invite_server(request(b"CANCEL"), second) is invite
+    assert machines.invite_server(request(b"CANCEL"), elsewhere) is None
+    machines.respond(invite, 487, answer(invite.request, 487).data, 0.1)
+    assert machines.receive_request(request(b"ACK"), second, 0.2)[-1] == Ended(invite, None)
+    assert_empty(machines)
+
+
 def test_request_for_whatever_connection_fails_with_the_one_to_its_address() -> None:
     machines = layer()
     client = start(machines, b"MESSAGE", TCP)

@@ -31,6 +31,7 @@ from wsgate.sip.transaction_messages import (
     Key,
     ack_key,
     ack_to,
+    answer_port,
     cancel_of,
     client_key,
     has_next_via,
@@ -204,7 +205,8 @@ class TransactionLayer:
         """A hop cannot be reached, or its connection is gone: all that waits for it fails.
 
         UDP: what was sent to this address. A flow or stream: what belongs to its connection, and what was sent to
-        its address by whatever connection there is. `reason` is passed on for the log.
+        its address by whatever connection there is. Only the answers to what came by TCP or TLS have another way: to
+        the port of its Via (RFC 3261 §18.2.2). `reason` is passed on for the log.
         """
         effects: list[Effect] = []
         marks: list[object] = [(hop.transport, hop.address)]
@@ -212,9 +214,15 @@ class TransactionLayer:
             marks.append(hop.connection)
         for mark in marks:
             for transaction in list(self._waiting.get(mark, {}).values()):
-                server = isinstance(transaction, ServerTransaction)
-                event = Event.CONNECTION_LOST if server else Event.TRANSPORT_ERROR
-                self._step(transaction, event, now, effects, data=reason.encode())
+                if isinstance(transaction, ClientTransaction):
+                    self._step(transaction, Event.TRANSPORT_ERROR, now, effects, data=reason.encode())
+                elif transaction.hop.transport in (Transport.TCP, Transport.TLS):
+                    self._let_go(transaction)
+                    # The connection stays named: it is replaced towards backends alone, not towards strangers (N4).
+                    address = Address(transaction.hop.address.host, answer_port(transaction.request, transaction.hop))
+                    transaction.hop = transaction.hop._replace(address=address)
+                else:
+                    self._step(transaction, Event.CONNECTION_LOST, now, effects)
         return effects
 
     def next_timer(self) -> float | None:
@@ -379,17 +387,23 @@ class TransactionLayer:
             del self._servers[transaction.key]
             if transaction.ack_key is not None:
                 self._acks.pop(transaction.ack_key, None)
-            self._forget(transaction.hop.connection, transaction.number)
-            if transaction.reliable and transaction.hop.connection:
-                self._asked[transaction.hop.connection] -= 1
-                if not self._asked[transaction.hop.connection]:
-                    del self._asked[transaction.hop.connection]
+            self._let_go(transaction)
             effects.append(Ended(transaction, None))
         else:
             del self._clients[transaction.key]
             self._forget(_mark(transaction.hop), transaction.number)
             if not transaction.is_internal:
                 effects.append(Ended(None, transaction))
+
+    def _let_go(self, server: ServerTransaction) -> None:
+        """It does not wait for the end of its connection any more, nor count for it."""
+        connection = server.hop.connection
+        if server.number not in self._waiting.get(connection, ()):
+            return
+        self._forget(connection, server.number)
+        self._asked[connection] -= 1
+        if not self._asked[connection]:
+            del self._asked[connection]
 
     def _forget(self, mark: object, number: int) -> None:
         waiting = self._waiting.get(mark)

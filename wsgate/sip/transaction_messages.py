@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from wsgate.addr import Hop
+from wsgate.addr import Hop, Transport
 from wsgate.errors import ProtocolError
 from wsgate.sip.headers import split_values
 from wsgate.sip.message import Message, response_to, warning
@@ -34,10 +34,13 @@ def server_key(message: Message, hop: Hop, method: bytes = b"") -> Key:
     """The key of the server transaction that a request belongs to, `method` in place of its own (RFC 3261 §17.2.3).
 
     An ACK has the key of its INVITE, or `ack_key` of it when its branch is not unique (RFC 2543). A request from a
-    flow or stream never matches one of another connection. Raises ProtocolError without a readable Via.
+    flow never matches one of another flow; a server may open another stream for its CANCEL or ACK. Raises
+    ProtocolError without a readable Via.
     """
     via = message.via
-    connection = hop.connection if hop.transport.reliable else b""
+    connection: object = b""
+    if hop.transport.reliable:
+        connection = hop.address.host if hop.transport in (Transport.TCP, Transport.TLS) else hop.connection
     method = method or message.method
     branch = via.branch
     if has_transaction_branch(branch):
@@ -114,6 +117,11 @@ def has_next_via(message: Message) -> bool:
         return bool(lines) and len(split_values(lines[0])) > 1
     except ProtocolError:
         return False
+
+
+def answer_port(request: Message, hop: Hop) -> int:
+    """The port for an answer whose connection is gone: that of the Via (RFC 3261 §18.2.2, step 1)."""
+    return request.via.port or hop.transport.default_port
 
 
 def trying(request: Message) -> bytes:
