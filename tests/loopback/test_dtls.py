@@ -323,3 +323,13 @@ def test_all_256_first_bytes_on_udp(make_site: Callable[..., SecureSite]) -> Non
         eventually(outcome)
         assert outcome() == [kind(first)], hex(first)
     assert reached == list(range(20, 64))
+
+
+def test_large_datagrams_before_the_cookie_leave_nothing_behind(make_site: Callable[..., SecureSite]) -> None:
+    """Rule E2: OpenSSL would read only the first 16 KiB of each, and the rest before the hello of the next client."""
+    site, sock = make_site(), udp()
+    record = b"\x16\xfe\xfd" + bytes(8) + b"\x3e\x81\x01" + bytes(16000)
+    for _ in range(3):
+        sock.sendto(4 * record, site.listeners[0].getsockname())
+    eventually(lambda: site.counters["turn_garbage_dropped"] == 3)
+    assert Secured(site).handshake()

@@ -34,6 +34,10 @@ FIRST_BYTES = range(20, 64)
 DATAGRAM_BYTES = 1200
 """Of a datagram of the handshake; what clients send arrives as it was sent."""
 
+HELLO_BYTES_MAX = 4096
+"""No datagram over this is taken for a ClientHello. OpenSSL reads 16 KiB at once of what it listens to: the rest would
+stay there, for each packet of a stranger, before the hello of the next client."""
+
 COOKIE_SECONDS = 30.0
 """A cookie is good for at least so long, at most for twice that."""
 
@@ -212,7 +216,7 @@ class Associations:
         is_hello = data[0] == _HANDSHAKE and data[3:5] == b"\0\0" and data[_HEADER_BYTES] == _CLIENT_HELLO
         if association is not None and (not association.established or not is_hello):
             association.receive(data)
-        elif is_hello:
+        elif is_hello and len(data) <= HELLO_BYTES_MAX:
             self._hello(key, sock, data)
         else:
             self.counters.count("turn_garbage_dropped")
