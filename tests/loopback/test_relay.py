@@ -403,6 +403,34 @@ def test_descriptors_used_up_are_508_and_the_server_goes_on(site: Site) -> None:
     assert late.allocate()
 
 
+@pytest.mark.parametrize("size", [65505, 65527])
+def test_a_datagram_that_no_data_indication_can_hold_ends_no_pass(make_site: Callable[..., Site], size: int) -> None:
+    """Rules P3, F4: over IPv6 a peer's datagram can be longer than the length field of STUN says."""
+    site = make_site(listeners=("::1",), relays=(("::1", "::1"),), allow=("::1/128",))
+    phone, peer = Phone(site, sock=udp("::1")), udp("::1")
+    relayed = phone.allocate(stun.REQUESTED_ADDRESS_FAMILY(2))
+    phone.permit(peer.getsockname()[:2])
+    peer.sendto(bytes(size), relayed)
+    eventually(lambda: site.counters.get("turn_peer_data_dropped") == 1)
+    peer.sendto(b"next", relayed)
+    assert stun.parse(phone.socket.recv(200)).get(stun.DATA) == b"next"
+
+
+def test_an_internal_error_costs_one_packet_and_one_line(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """Rule F4: gevent would stop the watcher of all sockets."""
+
+    def broken(*_: Any) -> None:
+        raise ArithmeticError
+
+    site.relay.secured = broken
+    phone = Phone(site)
+    for _ in range(5):
+        phone.socket.sendto(b"\x16 begins like DTLS", phone.to)
+    eventually(lambda: site.counters.get("internal_errors") == 5)
+    assert phone.allocate()
+    assert [record.message for record in caplog.records] == ["turn: internal error on a packet"]
+
+
 def test_an_icmp_error_on_one_socket_ends_no_pass(site: Site) -> None:
     """Rule F4: ECONNREFUSED is told; the packets of all other sockets are relayed in the same pass."""
     peer, closed = udp(PEER_HOST), udp(PEER_HOST)

@@ -57,6 +57,8 @@ LISTENER_BUFFER_BYTES = 4 << 20
 IDLE_TICKS = 4
 """After so many ticks without a packet the engine waits for the sockets again (rule F2)."""
 TIMER_SECONDS_MIN = 0.001
+FAILURE_LOG_SECONDS = 60.0
+"""The same failure is told in the log at most so often, however many packets bring it about."""
 
 _ICMP_ERRORS = {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EPROTO, errno.EMSGSIZE, errno.EACCES}
 """What a send may report of an earlier packet to somebody else."""
@@ -103,6 +105,7 @@ class Relay:
         self._idle_ticks = 0
         self._last_pass = 0.0
         self._timer_at: float | None = None
+        self._told_at: dict[str, float] = {}
 
     @property
     def relay_sockets(self) -> int:
@@ -237,9 +240,9 @@ class Relay:
     def write_data_indication(self, source: SocketAddress, size: int) -> tuple[int, int]:
         """Make the payload in the buffer a Data indication (RFC 8656 §11.3); returns where it begins and ends.
 
-        Nothing (0, 0) when the peer's port is refused (rule P5).
+        Nothing (0, 0) when the peer's port is refused (rule P5), or it does not fit: relayed whole or not at all (P3).
         """
-        if not self.server.peers.port_allowed(*source):
+        if size > stun.INDICATED_BYTES_MAX or not self.server.peers.port_allowed(*source):
             self.counters.count("turn_peer_data_dropped")
             return 0, 0
         transaction_id = self.server.random_bytes(stun.TRANSACTION_ID_BYTES)
@@ -271,10 +274,18 @@ class Relay:
             before = done
             for descriptor, events in ready:
                 read = readers.get(descriptor)
-                if read is not None:
+                if read is None:
+                    continue
+                try:
                     if events & select.EPOLLERR:
                         self._read_errors[descriptor]()
                     done += read(limit)
+                except Exception:
+                    # gevent stops a watcher whose callback raises, and with it all media (rule F4).
+                    done += 1
+                    self.counters.count("internal_errors")
+                    if self._is_news("internal error"):
+                        logger.exception("turn: internal error on a packet")
             if done == before:
                 break
         self.counters.count("turn_packets_to_peers", self.to_peers)
@@ -315,6 +326,14 @@ class Relay:
             self._timer = get_hub().loop.timer(max(at - self._clock(), TIMER_SECONDS_MIN))
             self._timer.start(self._expired)
 
+    def _is_news(self, failure: str) -> bool:
+        """True where the log has not told of it lately; clients can bring it about with every packet."""
+        at = self._clock()
+        if at - self._told_at.get(failure, -FAILURE_LOG_SECONDS) < FAILURE_LOG_SECONDS:
+            return False
+        self._told_at[failure] = at
+        return True
+
     def _expired(self) -> None:
         self._timer_at = None
         self.apply(self.server.handle_timer(self._clock()))
@@ -340,7 +359,7 @@ class Relay:
                 self._forget(relay.socket)
                 relay.socket.close()
             exhausted = problem.errno in _EXHAUSTED
-            if exhausted:
+            if exhausted and self._is_news("no relay socket"):
                 logger.warning("turn: no relay socket: %s", problem.strerror)
             self.counters.count("turn_relay_sockets_refused")
             return self.server.relays_refused(effect.relays, exhausted, self._clock())

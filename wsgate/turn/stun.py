@@ -24,6 +24,9 @@ TRANSACTION_ID_BYTES = 12
 DATAGRAM_BYTES_MAX = 1500
 """No STUN message over this is parsed from UDP (rule S1)."""
 
+INDICATED_BYTES_MAX = 0xFFFC - 28
+"""The longest datagram that a Data indication takes from a peer of either family (RFC 8656 §11.3, RFC 8489 §5)."""
+
 UNKNOWN_LISTED_MAX = 16
 """How many unknown attributes a 420 names, so that it stays short (rules S3, S4)."""
 
@@ -456,7 +459,8 @@ def encode(
 def data_indication_head(peer: Address, size: int, transaction_id: bytes) -> bytes:
     """What stands before the `size` bytes of a peer's datagram in a Data indication (RFC 8656 §11.3).
 
-    36 bytes for an IPv4 peer, 48 for IPv6; the caller pads the payload to 4 with zeros.
+    36 bytes for an IPv4 peer, 48 for IPv6; the caller pads the payload to 4 with zeros. `size` is at most
+    INDICATED_BYTES_MAX.
     """
     address = _pack_xor_address(peer, transaction_id)
     length = 4 + len(address) + 4 + (size + 3 & ~3)
