@@ -270,7 +270,15 @@ def test_the_bucket_holds_a_second_of_its_rate_and_refills() -> None:
     assert rate.take("192.0.2.2", 1000, 0.0)
     assert not rate.take("192.0.2.1", 600, 0.5)
     assert rate.take("192.0.2.1", 600, 0.6)
-    assert not rate.take("192.0.2.1", 1001, 1000.0)
+
+
+def test_an_answer_longer_than_the_bucket_goes_out_of_a_full_one_and_is_paid_for() -> None:
+    """Rule S4: a long realm with a low `unauthenticated_rate` would otherwise never be challenged."""
+    rate = UnauthenticatedRate(128)
+    assert rate.take("192.0.2.1", 256, 0.0)
+    assert not rate.take("192.0.2.1", 1, 0.9)
+    assert not rate.take("192.0.2.1", 256, 1.9)
+    assert rate.take("192.0.2.1", 256, 2.0)
 
 
 def test_ipv6_sources_are_a_64_and_mapped_ones_ipv4() -> None:

@@ -307,11 +307,14 @@ class UnauthenticatedRate:
         self._buckets: dict[str, tuple[float, float]] = {}
 
     def take(self, host: str, size: int, now: float) -> bool:
-        """True when `size` bytes may go to `host` without authentication; they are then counted."""
+        """True when `size` bytes may go to `host` without authentication; they are then counted.
+
+        A full bucket allows any one answer, and owes what it lacked: a long realm must not lock everybody out.
+        """
         source = _prefix64(host) if ":" in host else host
         tokens, since = self._buckets.pop(source, (float(self._rate), now))
         tokens = min(float(self._rate), tokens + (now - since) * self._rate)
-        good = tokens >= size
+        good = tokens >= min(size, self._rate)
         self._buckets[source] = (tokens - size if good else tokens, now)
         if len(self._buckets) > self._sources_max:
             del self._buckets[next(iter(self._buckets))]
