@@ -540,6 +540,12 @@ def test_families() -> None:
     assert len(answer.all(stun.XOR_RELAYED_ADDRESS)) == 1
     assert code(Phone(one, port=3).allocate(stun.ADDITIONAL_ADDRESS_FAMILY(1))) == 400
 
+    six = World(relay_addresses=(RelayAddress("2001:db8::9", "2001:db8::9"),))
+    assert code(Phone(six, port=1).allocate()) == 440
+    answer = Phone(six, port=1).allocate(stun.ADDITIONAL_ADDRESS_FAMILY(2))
+    assert answer.get(stun.ADDRESS_ERROR_CODE) == (1, (440, "Address Family not Supported"))
+    assert [relayed.host for relayed in answer.all(stun.XOR_RELAYED_ADDRESS)] == ["2001:db8::9"]
+
     two = World(relay_addresses=(RelayAddress(RELAY, RELAY), RelayAddress("2001:db8::9", "2001:db8::9")))
     phone = Phone(two, port=1)
     hosts = [

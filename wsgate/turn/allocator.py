@@ -156,7 +156,7 @@ class Allocator:
         if requested not in (None, *self._relay_addresses):
             return 440
         first = Family.IPV4 if requested is None else Family(requested)
-        if token is None and first not in self._relay_addresses:
+        if token is None and additional is None and first not in self._relay_addresses:
             return 440
         return (first,) if additional is None else (first, Family.IPV6)
 
