@@ -380,6 +380,20 @@ def test_a_busy_port_is_passed_over(make_site: Callable[..., Site]) -> None:
     assert relayed.port != port
 
 
+def test_an_address_that_is_not_ours_is_508_and_told_once(
+    make_site: Callable[..., Site], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rule L1; the administrator learns why nobody gets an allocation."""
+    site = make_site(relays=(("198.51.100.77", "198.51.100.77"),))
+    phone = Phone(site)
+    for _ in range(2):
+        answer = phone.ask(Method.ALLOCATE, stun.REQUESTED_TRANSPORT(17))
+        assert (answer.get(stun.ERROR_CODE) or (0,))[0] == 508
+    assert [record.message for record in caplog.records] == [
+        "turn: no relay socket at 198.51.100.77: Cannot assign requested address"
+    ]
+
+
 def test_descriptors_used_up_are_508_and_the_server_goes_on(site: Site) -> None:
     """Rule Q1."""
     phone, peer, late = Phone(site), udp(PEER_HOST), Phone(site)

@@ -359,8 +359,8 @@ class Relay:
                 self._forget(relay.socket)
                 relay.socket.close()
             exhausted = problem.errno in _EXHAUSTED
-            if exhausted and self._is_news("no relay socket"):
-                logger.warning("turn: no relay socket: %s", problem.strerror)
+            if problem.errno != errno.EADDRINUSE and self._is_news("no relay socket"):
+                logger.warning("turn: no relay socket at %s: %s", effect.relays[0].host, problem.strerror)
             self.counters.count("turn_relay_sockets_refused")
             return self.server.relays_refused(effect.relays, exhausted, self._clock())
         self._relays.update(zip(effect.relays, opened, strict=True))
