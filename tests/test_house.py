@@ -29,6 +29,7 @@ FLOORS = {
         " sip/services sip/identities sip/orphans sip/journal sip/edge"
         " turn/tokens turn/auth turn/settings turn/peers turn/allocation turn/framing turn/answers turn/bandwidth"
         " turn/connections turn/mobility turn/discovery turn/allocator turn/server turn/client turn/uri turn/alternates"
+        " turn/faults"
     ),
     "net": (
         "net/clock net/tls net/readers net/stream net/datagram net/forwarded net/request_head"

@@ -11,13 +11,13 @@ from wsgate.addr import Address
 from wsgate.config import Configuration, placed_endpoints
 from wsgate.errors import ConfigurationError
 from wsgate.handover import Endpoint
-from wsgate.turn.alternates import fault
+from wsgate.turn.faults import faults
 
 
 def check(configuration: Configuration) -> None:
     """What single options cannot see. Raises ConfigurationError."""
     _check_listeners(configuration)
-    _check_alternates(configuration)
+    _check_turn(configuration)
     _check_binds(configuration)
     _check_fallbacks(configuration)
     _check_backends(configuration)
@@ -74,10 +74,9 @@ def _check_listeners(configuration: Configuration) -> None:
         )
 
 
-def _check_alternates(configuration: Configuration) -> None:
+def _check_turn(configuration: Configuration) -> None:
     turn = configuration.turn
-    found = fault(turn.udp, turn.alternate_address, turn.alternate_port) if turn is not None else None
-    if found is not None:
+    for found in () if turn is None else faults(turn):
         raise ConfigurationError(
             found.problem, file=configuration.path, section="turn", option=found.option, allowed=found.allowed
         )
@@ -219,15 +218,6 @@ def _check_ranges(configuration: Configuration) -> None:
         )
     if turn.min_lifetime > turn.max_lifetime:
         raise ConfigurationError("min_lifetime is above max_lifetime", file=path, section="turn", option="min_lifetime")
-    for option_name in ("relay_address", "external_address"):
-        for host in getattr(turn, option_name) or ():
-            try:
-                ipaddress.ip_address(host)
-            except ValueError:
-                problem = f"{host!r} is no IP address"
-                raise ConfigurationError(
-                    problem, file=path, section="turn", option=option_name, allowed="IP addresses, one per family"
-                ) from None
 
 
 def _check_identity(configuration: Configuration) -> None:

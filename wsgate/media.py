@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from wsgate.addr import Address, uri_host
+from wsgate.addr import Address, canonical_host, uri_host
 from wsgate.call_peers import CallPeers
 from wsgate.credentials import CredentialsError, parse_users
 from wsgate.errors import ConfigurationError, StartError
@@ -79,6 +79,7 @@ class Media:
         secrets = tuple(hmac.digest(key, b"TURN credentials of registrations", "sha256") for key in keys)
         self._registrations = Registrations(secrets, is_registered) if settings.credentials_with_register else None
         self._relay_addresses = _relay_addresses(settings, own_hosts)
+        self._relay_ports = settings.relay_ports
         self._forbidden: frozenset[Address] = frozenset()
         self.server = TurnServer(
             settings,
@@ -175,7 +176,7 @@ class Media:
         hosts = [host for relay in self._relay_addresses for host in (relay.host, relay.public)]
         return Peers(
             own_hosts=hosts,
-            relay_ports=settings.relay_ports,
+            relay_ports=self._relay_ports,
             allow=settings.allow_peers,
             deny=settings.deny_peers,
             forbidden=self._forbidden,
@@ -221,7 +222,8 @@ def _relay_addresses(settings: TurnSettings, own_hosts: Sequence[str]) -> list[R
         raise StartError("[turn] relay_address: this machine has no address; name one")
     if all(":" in host for host in hosts):
         logger.info("[turn] relays on IPv6 alone: clients that ask for IPv4 get 440")
-    public = {":" in host: host for host in settings.external_address}
+    hosts = tuple(canonical_host(host) for host in hosts)
+    public = {":" in host: canonical_host(host) for host in settings.external_address}
     return [RelayAddress(host, public.get(":" in host, host)) for host in hosts]
 
 
