@@ -209,7 +209,8 @@ def shared_secrets(settings: TurnSettings, files: Files) -> list[str]:
     secrets = list(settings.shared_secret)
     if settings.shared_secret_file:
         text = _read(files, settings.shared_secret_file, "shared_secret_file")
-        secrets += [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        lines = (line.strip() for line in text.splitlines())
+        secrets += [line for line in lines if line and not line.startswith("#")]
     return secrets
 
 

@@ -20,8 +20,11 @@ from tests.interop.daemon import Daemon
 from tests.interop.process import free_port
 from tests.interop.raw import RawWebSocket, UdpPeer, answer, header, headers, sip
 from tests.loopback.test_relay import Phone, udp
+from wsgate.handover import Files
+from wsgate.media import shared_secrets
 from wsgate.turn import stun
 from wsgate.turn.auth import long_term_key
+from wsgate.turn.settings import TurnSettings
 from wsgate.turn.stun import MessageClass, Method, PasswordAlgorithm
 
 REALM = "media.test"
@@ -181,3 +184,10 @@ def test_turn_is_refused_to_strangers_and_other_origins(site: Site) -> None:
     assert code == 403
     assert "access-control-allow-origin" not in fields
     assert site.ask_for_credentials(("Authorization", f"Bearer {token(sub='bob@example.test')}"))[0] == 403
+
+
+def test_no_comment_of_a_secret_file_is_a_secret(tmp_path: Path) -> None:
+    """Rule A4: anybody could guess it."""
+    (tmp_path / "secrets").write_text("# new\n\n  first \n  # old, until May\nsecond\n")
+    settings = TurnSettings(shared_secret_file="secrets")
+    assert shared_secrets(settings, Files(tmp_path)) == ["first", "second"]
