@@ -9,10 +9,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wsgate import __version__, daemon, worker
 from wsgate.errors import ConfigurationError, StartError, WsgateError, missing_module
+from wsgate.handover import Files
 from wsgate.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from wsgate.config import Configuration
 
 MAX_PASSWORD_CHARACTERS = 1024
 
@@ -79,7 +84,7 @@ def _daemon(options: argparse.Namespace) -> int:
 
 
 def _check(path: str) -> int:
-    """Read and judge the ini file, and look whether the files and the user it names exist. Raises WsgateError."""
+    """Read and judge the ini file and the files it names, and see whether its user exists. Raises WsgateError."""
     from wsgate.config import SELF_SIGNED_CERTIFICATE, SELF_SIGNED_PRIVATE_KEY
     from wsgate.ini import load
 
@@ -94,11 +99,24 @@ def _check(path: str) -> int:
                 option=option,
                 allowed="an existing file",
             )
+    _read_files(configuration)
     daemon.account(configuration.process.user, configuration.process.group, path)
     for notice in configuration.notices:
         print(notice)
     print(f"{path}: good")
     return 0
+
+
+def _read_files(configuration: Configuration) -> None:
+    """See what the files hold that the options name. Raises ConfigurationError."""
+    from wsgate.named_files import read_all
+
+    try:
+        read_all(configuration, Files(configuration.directory))
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            error.problem, file=configuration.path, section=error.section, option=error.option, allowed=error.allowed
+        ) from None
 
 
 def _is_missing(path: Path) -> bool:
@@ -118,6 +136,8 @@ def _user(options: argparse.Namespace) -> int:
 
     configuration = load(options.config)
     path, realm = str(configuration.directory / configuration.registrar.users), configuration.registrar.realm
+    if options.action == "add" and options.user.endswith(f"@{realm}"):
+        raise StartError(f"the name stands without the domain: {options.user.removesuffix('@' + realm)}")
     try:
         if options.action == "list":
             for user, of_realm, has_sha256 in userfile.list_users(path):

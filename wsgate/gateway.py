@@ -27,7 +27,7 @@ from wsgate.keys import Key
 from wsgate.log import logger
 from wsgate.media import Media, Place, Sockets
 from wsgate.metrics import Counters
-from wsgate.named_files import client_contexts, optional_path, read_jwt_keys, read_key_file, read_users
+from wsgate.named_files import client_contexts, optional_path, read_all, read_jwt_keys, read_key_file, read_users
 from wsgate.net.backend import BackendLimits, BackendSockets
 from wsgate.net.backend_codec import StreamLimits
 from wsgate.net.clock import now
@@ -171,6 +171,7 @@ class Gateway:
         """
         for name, listener_settings in configuration.listeners.items():
             self._check_fallback(name, listener_settings)
+        read_all(configuration, files)
         users = read_users(configuration, files)
         jwt_keys = read_jwt_keys(configuration, files)
         contexts = client_contexts(configuration, files)

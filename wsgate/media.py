@@ -83,7 +83,7 @@ class Media:
         self._forbidden: frozenset[Address] = frozenset()
         self.server = TurnServer(
             settings,
-            credentials=_credentials(settings, files, self._registrations),
+            credentials=read_credentials(settings, files, self._registrations),
             peers=self._peers(settings),
             relay_addresses=self._relay_addresses,
             nonce_keys=keys,
@@ -148,7 +148,7 @@ class Media:
 
     def reload(self, settings: TurnSettings, files: Files) -> None:
         """Take users, secrets and the lists of peers anew. Raises WsgateError and then changes nothing."""
-        credentials = _credentials(settings, files, self._registrations)
+        credentials = read_credentials(settings, files, self._registrations)
         if self._context is not None and settings.certificate:
             certificate = files.path(settings.certificate), files.path(settings.private_key)
             self._context.reload(*certificate)
@@ -235,7 +235,8 @@ def _one_per_family(own_hosts: Sequence[str]) -> tuple[str, ...]:
     return (*four[:1], *six[:1])
 
 
-def _credentials(settings: TurnSettings, files: Files, registrations: Registrations | None) -> Credentials:
+def read_credentials(settings: TurnSettings, files: Files, registrations: Registrations | None = None) -> Credentials:
+    """Who may relay: the users, secrets and token keys of [turn]. Raises ConfigurationError."""
     users: Mapping[str, UserKeys] = {}
     secrets = shared_secrets(settings, files)
     if settings.users:

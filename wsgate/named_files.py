@@ -5,6 +5,8 @@ Every error is a ConfigurationError that names section and option.
 
 from __future__ import annotations
 
+import os
+
 from wsgate import keys
 from wsgate.bearer import VerificationKey, parse_keys
 from wsgate.config import Configuration
@@ -12,7 +14,9 @@ from wsgate.credentials import CredentialsError, Users, parse_users
 from wsgate.errors import ConfigurationError, StartError
 from wsgate.handover import Files
 from wsgate.keys import Key
-from wsgate.net.tls import ClientContexts
+from wsgate.media import read_credentials
+from wsgate.net.tls import ClientContexts, server_context
+from wsgate.settings import Switch
 
 
 def read_key_file(configuration: Configuration, files: Files) -> tuple[Key, ...]:
@@ -35,6 +39,43 @@ def read_users(configuration: Configuration, files: Files) -> Users:
             return parse_users(file.read())
     except (OSError, ValueError, CredentialsError) as error:
         raise ConfigurationError(f"cannot use {name}: {error}", section="registrar", option="users") from None
+
+
+def read_all(configuration: Configuration, files: Files) -> None:
+    """Read every file as a worker does, so that what cannot be used is told before anything changes.
+
+    Left out are those that are made at start, and those that this user may not read. Raises ConfigurationError.
+    """
+
+    def readable(*names: str) -> bool:
+        return all(os.access(files.path(name), os.R_OK) for name in names if name)
+
+    if readable(configuration.process.key_file):
+        read_key_file(configuration, files)
+    if readable(configuration.registrar.users):
+        read_users(configuration, files)
+    if readable(configuration.identity.jwt_keys):
+        read_jwt_keys(configuration, files)
+    backends = configuration.backends.values()
+    if all(readable(one.ca_file, one.client_certificate, one.client_private_key) for one in backends):
+        client_contexts(configuration, files)
+    for name, listener in configuration.listeners.items():
+        if listener.tls is not Switch.OFF and readable(listener.certificate, listener.private_key):
+            _try_certificate(f"listener {name}", listener.certificate, listener.private_key, files)
+    turn = configuration.turn
+    if turn is None:
+        return
+    if turn.certificate and readable(turn.certificate, turn.private_key):
+        _try_certificate("turn", turn.certificate, turn.private_key, files)
+    if readable(turn.users, turn.shared_secret_file, turn.oauth_keys):
+        read_credentials(turn, files)
+
+
+def _try_certificate(section: str, certificate: str, private_key: str, files: Files) -> None:
+    try:
+        server_context(files.path(certificate), optional_path(files, private_key))
+    except StartError as error:
+        raise ConfigurationError(str(error), section=section, option="certificate") from None
 
 
 def client_contexts(configuration: Configuration, files: Files) -> ClientContexts:

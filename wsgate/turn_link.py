@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import select
 import socket
 import ssl
@@ -245,6 +246,8 @@ def _spoken_by_openssl(error: Exception) -> str:
     """The reason of an error of pyOpenSSL, which carries a list of (library, function, reason)."""
     if isinstance(error, OSError):
         return _spoken(error)
+    if error.args and isinstance(error.args[0], int) and error.args[0] > 0:
+        return _spoken(OSError(error.args[0], os.strerror(error.args[0])))  # what the socket said, by its number
     reasons = error.args[0] if error.args and isinstance(error.args[0], list) else []
     return ", ".join(str(reason[-1]) for reason in reasons) or "no reason given"
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.certificates import Authority
 from wsgate import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,6 +106,56 @@ def test_a_bad_file_is_1_with_one_sentence(ini: Path, text: str, says: str):
     assert result.returncode == 1
     assert result.stderr.startswith(f"wsgate: {ini} {says}")
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("certificate = one.pem\n", "it takes a certificate and its key in PEM, without a passphrase"),
+        ("certificate = one.pem\nprivate_key = other.key\n", "the key is that of another certificate"),
+        ("certificate = junk\n", "it takes a certificate and its key in PEM"),
+    ],
+)
+def test_check_config_tries_certificates(ini: Path, text: str, says: str):
+    authority = Authority(ini.parent)
+    for name in ("one", "other"):
+        certificate, key = authority.issue(f"{name}.test")
+        Path(certificate).rename(ini.with_name(f"{name}.pem"))
+        Path(key).rename(ini.with_name(f"{name}.key"))
+    (ini.parent / "junk").write_text("nonsense\n")
+    ini.write_text(f"[listener web]\nbind = 127.0.0.1:0\n{text}")
+    result = wsgate("--check-config", "-c", ini)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"wsgate: {ini} [listener web] certificate: cannot use the certificate and key in ")
+    assert says in result.stderr
+    ini.write_text("[listener web]\nbind = 127.0.0.1:0\ncertificate = one.pem\nprivate_key = one.key\n")
+    assert wsgate("--check-config", "-c", ini).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (EMBEDDED, "[registrar] users: "),
+        ("[turn]\nusers = users\n", "[turn] users: "),
+        ("[turn]\noauth_keys = users\n", "[turn] oauth_keys: "),
+        ("[identity]\njwt_keys = users\n", "[identity] jwt_keys: "),
+        ("[wsgate]\nkey_file = users\n", "[wsgate] key_file: "),
+        ("[backend b.test]\ntarget = sip:b.test\nca_file = users\n", "[backend b.test]: "),
+    ],
+)
+def test_check_config_reads_the_files_that_are_named(ini: Path, text: str, says: str):
+    ini.with_name("users").write_text("nonsense\n")
+    ini.write_text(INI.replace("users = users\n", "" if "[turn]" in text else "users = users\n") + text)
+    result = wsgate("--check-config", "-c", ini)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"wsgate: {ini} {says}")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_user_is_named_without_the_domain(ini: Path):
+    result = wsgate("user", "add", "-c", ini, "alice@a.test", "--password-stdin", given="secret\n")
+    assert (result.returncode, result.stderr) == (1, "wsgate: the name stands without the domain: alice\n")
+    assert not ini.with_name("users").exists()
 
 
 def test_check_config_shows_what_has_no_effect(ini: Path):

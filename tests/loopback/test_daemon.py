@@ -502,6 +502,22 @@ def test_a_reload_serves_a_new_certificate_that_only_root_may_read(make: Start, 
     assert browser.receive() == b"\r\n"
 
 
+def test_a_reload_with_one_file_that_cannot_be_used_takes_none(make: Start):
+    running = make(REAL, tls="on")
+    (running.directory / "relays").write_text("")
+    running.write("[turn]\nudp =\ntcp =\nusers = relays\n")
+    running.start()
+    old = served(running.port)
+    now = datetime.datetime.now(datetime.timezone.utc)
+    for name, data in zip(("wsgate.pem", "wsgate-key.pem"), certificate.self_signed(["new.test"], now), strict=True):
+        (running.directory / name).write_bytes(data)
+    (running.directory / "relays").write_text("nonsense\n")
+    running.signal(signal.SIGHUP)
+    wait_for(lambda: "reload refused" in running.log, "the refusal")
+    assert "[turn] users" in running.log
+    assert served(running.port) == old
+
+
 def test_systemd_is_told(make: Start, tmp_path: Path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(tmp_path / "notify"))

@@ -116,8 +116,16 @@ def _load(context: ssl.SSLContext, certificate: str, private_key: str) -> None:
         # A key behind a passphrase would ask the terminal and stop the daemon; an empty one fails instead.
         context.load_cert_chain(certificate, private_key or None, password="")
     except OSError as error:
-        files = certificate if not private_key else f"{certificate} and {private_key}"
-        raise StartError(f"cannot use the certificate and key in {files}: {_reason(error)}") from None
+        files = " and ".join(dict.fromkeys((certificate, private_key or certificate)))
+        raise StartError(f"cannot use the certificate and key in {files}: {_key_reason(error)}") from None
+
+
+def _key_reason(error: OSError) -> str:
+    if not isinstance(error, ssl.SSLError):
+        return _reason(error)
+    if error.reason == "KEY_VALUES_MISMATCH":
+        return "the key is that of another certificate"
+    return "it takes a certificate and its key in PEM, without a passphrase"
 
 
 def _reason(error: OSError) -> str:
