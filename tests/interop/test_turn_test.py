@@ -128,10 +128,10 @@ def test_coturn_that_does_not_relay_to_itself_is_403(tmp_path: Path) -> None:
 
 def test_nobody_there_is_3() -> None:
     port = free_port()
-    for transport in ("udp", "tcp"):
-        result = turn_test(f"turn:127.0.0.1:{port}?transport={transport}", "--user", USER)
+    for scheme, transport in (("turn", "udp"), ("turn", "tcp"), ("turns", "tcp"), ("turns", "udp")):
+        result = turn_test(f"{scheme}:127.0.0.1:{port}?transport={transport}", "--user", USER)
         assert result.returncode == 3, result.stdout
-        assert "refused" in result.stdout.splitlines()[-1]
+        assert "refused: nobody listens on that port" in result.stdout.splitlines()[-1]
     result = turn_test("stun:does-not-exist.invalid")
     assert result.returncode == 3
     assert "not known" in result.stdout
