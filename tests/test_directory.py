@@ -6,15 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsgate.addr import Address, Hop, Transport
-from wsgate.directory import (
+from wsgate.bindings import Binding
+from wsgate.directory import Directory
+from wsgate.expiries import Expiries
+from wsgate.registrations import (
     MAX_FLOWS_PER_REGISTRATION,
     MAX_LIFETIME_SECONDS,
     MAX_REGISTRATIONS_PER_FLOW,
-    Binding,
-    Directory,
     Registration,
 )
-from wsgate.expiries import Expiries
 
 AOR = b"alice@example.com"
 CONTACT = b"sip:k3@d4.invalid;transport=ws"
@@ -62,10 +62,10 @@ def test_a_client_has_the_handle_of_its_last_contact_and_leaves_none_behind():
     known = book.behind(b"handle-99")
     assert known is not None
     assert known.contact == b"sip:k99@d4.invalid"
-    assert len(book._key_of_handle) == 1
+    assert len(book._registrations._key_of_handle) == 1
     book.forget(AOR, INSTANCE, 1, CONTACT)
     assert book.behind(b"handle-99") is None
-    assert book._key_of_handle == {}
+    assert book._registrations._key_of_handle == {}
 
 
 def test_without_an_instance_the_contact_uri_tells_who_it_is():

@@ -20,8 +20,8 @@ from tests.edge_world import (
     routes_of,
 )
 from wsgate.addr import Address, Hop, Transport
-from wsgate.directory import Registration
 from wsgate.metrics import Counters
+from wsgate.registrations import Registration
 from wsgate.sharing import Sharing
 from wsgate.sip.flow import Flow
 from wsgate.sip.message import Message

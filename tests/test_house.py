@@ -19,8 +19,8 @@ FLOORS = {
         " sip/headers sip/mending sip/message sip/edit sip/framing sip/outline sip/sdp turn/stun"
     ),
     "machines": (
-        "guard credentials expiries call_peers directory sharing bearer identity ws/connection"
-        " sip/flow sip/names sip/rewriting sip/digest sip/transaction_tables sip/transaction_messages"
+        "guard credentials expiries call_peers known_flows registrations bindings directory sharing bearer identity"
+        " ws/connection sip/flow sip/names sip/rewriting sip/digest sip/transaction_tables sip/transaction_messages"
         " sip/transaction_effects sip/transaction_timers sip/transaction sip/targets sip/siblings"
         " sip/compose sip/location sip/dead_targets"
         " sip/dialogs sip/gruu sip/location_service sip/contacts"

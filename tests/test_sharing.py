@@ -7,9 +7,11 @@ import json
 import pytest
 
 from wsgate.addr import Address, Hop, Transport
+from wsgate.bindings import Binding
 from wsgate.call_peers import CallPeers
-from wsgate.directory import Binding, Directory, Registration
+from wsgate.directory import Directory
 from wsgate.metrics import Counters
+from wsgate.registrations import Registration
 from wsgate.sharing import MAX_MESSAGE_BYTES, MAX_WAITING, Sharing
 
 AOR = b"alice@example.com"

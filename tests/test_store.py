@@ -11,7 +11,8 @@ import pytest
 
 from wsgate import store as store_module
 from wsgate.addr import Address, Hop, Transport
-from wsgate.directory import Binding, Directory
+from wsgate.bindings import Binding
+from wsgate.directory import Directory
 from wsgate.metrics import Counters
 from wsgate.net.clock import now
 from wsgate.store import BindingStore, StoreError, StoreWriter, open_store

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from wsgate.addr import Address, Hop, Transport
+from wsgate.bindings import Binding
 from wsgate.call_peers import CallPeers
-from wsgate.directory import Binding, Bound, Change, Directory, Gone, Registered, Registration
+from wsgate.directory import Bound, Change, Directory, Gone, Registered
 from wsgate.metrics import Counters
+from wsgate.registrations import Registration
 
 MAX_MESSAGE_BYTES = 65536
 """A larger one is not sent: what it would say stays unknown to the others."""

@@ -17,7 +17,8 @@ import gevent
 from gevent.threadpool import ThreadPool
 
 from wsgate.addr import Address, Hop, Transport
-from wsgate.directory import MAX_BINDINGS, Binding, Directory
+from wsgate.bindings import MAX_BINDINGS, Binding
+from wsgate.directory import Directory
 from wsgate.errors import WsgateError
 from wsgate.handover import SQLITE_MAGIC, STORE_ID
 from wsgate.log import logger

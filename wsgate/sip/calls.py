@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 from wsgate.addr import Address
 from wsgate.call_peers import CallPeers
-from wsgate.directory import Directory, Registration
+from wsgate.directory import Directory
 from wsgate.errors import ProtocolError
+from wsgate.registrations import Registration
 from wsgate.sip.contexts import Branch, Stray
 from wsgate.sip.dialogs import DialogTable, Key
 from wsgate.sip.flow import Flow

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from wsgate.directory import Binding
+from wsgate.bindings import Binding
 from wsgate.errors import ProtocolError
 from wsgate.sip.headers import NameAddr, Uri, parse_name_addr, parse_uri, same_uri, unescape, unquote
 from wsgate.sip.message import Message

@@ -13,10 +13,11 @@ from typing import Any
 
 from wsgate.addr import Address, Hop
 from wsgate.call_peers import CallPeers
-from wsgate.directory import Directory, Registration
+from wsgate.directory import Directory
 from wsgate.errors import ProtocolError
 from wsgate.identity import Admitted
 from wsgate.metrics import Counters
+from wsgate.registrations import Registration
 from wsgate.sip.attempts import Attempts
 from wsgate.sip.calls import Calls
 from wsgate.sip.compose import Leg, LoopDetection, for_loose_routing, shows_outbound

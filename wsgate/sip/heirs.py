@@ -7,7 +7,8 @@ that the browser gave for the call. A client that has registered just these agai
 
 from __future__ import annotations
 
-from wsgate.directory import Directory, Registration
+from wsgate.directory import Directory
+from wsgate.registrations import Registration
 from wsgate.sip.gruu import bare
 from wsgate.sip.headers import parse_uri, same_uri, unescape
 from wsgate.sip.message import Message

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from wsgate.addr import Address, Hop, Transport
-from wsgate.directory import Directory, Registration, RegistrationKey
+from wsgate.directory import Directory
 from wsgate.errors import WsgateError
+from wsgate.registrations import Registration, RegistrationKey
 from wsgate.sip.dialogs import Dialog, DialogState, DialogTable, Key, Side
 from wsgate.sip.flow import CONNECTION_ID_BYTES
 

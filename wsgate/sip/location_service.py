@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from wsgate.directory import Binding, Directory
+from wsgate.bindings import Binding
+from wsgate.directory import Directory
 from wsgate.sip.gruu import TemporaryGruus, bare, fingerprint
 from wsgate.sip.headers import Uri
 

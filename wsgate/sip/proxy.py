@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from wsgate.addr import Address, Hop, Transport, in_networks, is_numeric, parse_network
-from wsgate.directory import Directory, Registration
+from wsgate.directory import Directory
 from wsgate.errors import ProtocolError
 from wsgate.log import escaped
+from wsgate.registrations import Registration
 from wsgate.sip.compose import max_forwards
 from wsgate.sip.decisions import (
     FORGED,

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from wsgate.addr import Hop
-from wsgate.directory import Binding, Directory, Registration, registration_key
+from wsgate.bindings import Binding
+from wsgate.directory import Directory
 from wsgate.errors import ProtocolError
 from wsgate.metrics import Counters
+from wsgate.registrations import Registration, registration_key
 from wsgate.settings import TEXT, choice, integer, listed, option
 from wsgate.sip.contacts import (
     MALFORMED_EXPIRES_SECONDS,

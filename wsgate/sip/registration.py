@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from wsgate.directory import Registration
+from wsgate.registrations import Registration
 from wsgate.sip.headers import NameAddr, Parameters, parse_name_addr, same_uri, unquote
 from wsgate.sip.message import Message
 from wsgate.sip.rewriting import handle_in

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from wsgate.addr import Address
-from wsgate.directory import Binding, Directory
+from wsgate.bindings import Binding
+from wsgate.directory import Directory
 from wsgate.errors import ProtocolError
 from wsgate.metrics import Counters
 from wsgate.sip.compose import shows_outbound
