@@ -26,7 +26,7 @@ from wsgate.turn.allocation import (
     State,
     Unbind,
 )
-from wsgate.turn.stun import Family
+from wsgate.turn.values import Family
 
 RELAY = Address("198.51.100.1", 50000)
 RELAY6 = Address("2001:db8::1", 50000)

@@ -26,7 +26,8 @@ from wsgate.turn.allocation import (
 from wsgate.turn.connections import BIND_SECONDS, CONNECT_SECONDS, TRANSITIONS, Event, State
 from wsgate.turn.peers import Peers
 from wsgate.turn.settings import PeerPolicy
-from wsgate.turn.stun import EvenPort, Family, Method
+from wsgate.turn.stun import Method
+from wsgate.turn.values import EvenPort, Family
 
 TCP = stun.REQUESTED_TRANSPORT(6)
 OTHER_PEER = Address("8.8.4.4", 80)

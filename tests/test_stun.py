@@ -16,7 +16,8 @@ from wsgate.addr import Address
 from wsgate.errors import ProtocolError
 from wsgate.turn import stun
 from wsgate.turn.auth import long_term_key, user_hash
-from wsgate.turn.stun import ErrorCode, EvenPort, Family, Integrity, MessageClass, Method, PasswordAlgorithm
+from wsgate.turn.stun import Integrity, MessageClass, Method
+from wsgate.turn.values import MAGIC_COOKIE, ErrorCode, EvenPort, Family, PasswordAlgorithm
 
 VECTORS = Path(__file__).parent / "vectors" / "rfc5769"
 TRANSACTION = bytes(range(12))
@@ -38,7 +39,7 @@ def tlv(number: int, value: bytes) -> bytes:
 
 def with_attributes(*parts: bytes) -> bytes:
     body = b"".join(parts)
-    return struct.pack("!HHI", 1, len(body), stun.MAGIC_COOKIE) + TRANSACTION + body
+    return struct.pack("!HHI", 1, len(body), MAGIC_COOKIE) + TRANSACTION + body
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in VECTORS.glob("*.hex")))
@@ -92,7 +93,7 @@ def test_the_vector_of_an_answer_is_written_but_for_its_padding() -> None:
         binding()[:4] + b"\0\0\0\0" + binding()[8:],  # RFC 3489: no magic cookie (S1, S4)
         binding() + b"\0\0\0\0",  # length says less than there is (S1)
         binding(stun.LIFETIME(1))[:-4],  # length says more (S1)
-        struct.pack("!HHI", 1, 3, stun.MAGIC_COOKIE) + TRANSACTION + b"abc",  # not a multiple of 4 (S1)
+        struct.pack("!HHI", 1, 3, MAGIC_COOKIE) + TRANSACTION + b"abc",  # not a multiple of 4 (S1)
         with_attributes(struct.pack("!HH", 0x0006, 9) + b"abcd"),  # an attribute past the end (S1)
         with_attributes(struct.pack("!HH", 0x0006, 0xFFFF)),
         binding(fingerprint=True)[:-1] + b"\0",  # FINGERPRINT wrong (S2)

@@ -13,7 +13,8 @@ from wsgate import credentials as user_files
 from wsgate.addr import Address
 from wsgate.turn import auth, stun
 from wsgate.turn.auth import Accepted, Authenticator, Credentials, Refused, SecretHash, UnauthenticatedRate, UserKeys
-from wsgate.turn.stun import Integrity, MessageClass, Method, PasswordAlgorithm
+from wsgate.turn.stun import Integrity, MessageClass, Method
+from wsgate.turn.values import PasswordAlgorithm
 
 REALM = "wsgate.test"
 CLIENT = Address("192.0.2.1", 40000)

@@ -11,7 +11,7 @@ from wsgate.turn.allocation import Bind, Permit, Revoke, SendToPeer, Unbind
 from wsgate.turn.auth import Credentials, Registrations, SecretHash, UserKeys, long_term_key, time_limited_password
 from wsgate.turn.peers import Peers
 from wsgate.turn.settings import PeerPolicy
-from wsgate.turn.stun import PasswordAlgorithm
+from wsgate.turn.values import PasswordAlgorithm
 
 ID = "0123456789abcdef01234567"
 OTHER_PORT = Address(PEER.host, PEER.port + 1)

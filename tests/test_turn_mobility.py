@@ -10,7 +10,8 @@ from tests.test_turn_server import PEER, Phone, World, code
 from wsgate.addr import Address
 from wsgate.turn import stun
 from wsgate.turn.allocation import Client, CloseRelay, Join, Part, Revoke, SendToPeer, Unbind
-from wsgate.turn.stun import Family, Method
+from wsgate.turn.stun import Method
+from wsgate.turn.values import Family
 
 ASK = stun.MOBILITY_TICKET(b"")
 

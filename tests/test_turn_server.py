@@ -30,7 +30,8 @@ from wsgate.turn.auth import Credentials, SecretHash, UserKeys, long_term_key, t
 from wsgate.turn.peers import Peers
 from wsgate.turn.server import TurnServer
 from wsgate.turn.settings import ChannelRange, TurnSettings
-from wsgate.turn.stun import EvenPort, Family, Integrity, MessageClass, Method, PasswordAlgorithm
+from wsgate.turn.stun import Integrity, MessageClass, Method
+from wsgate.turn.values import EvenPort, Family, PasswordAlgorithm
 
 REALM = "sixteen.char.rlm"
 RELAY = "198.41.0.9"

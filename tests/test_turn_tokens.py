@@ -16,8 +16,9 @@ from wsgate.credentials import CredentialsError
 from wsgate.turn import stun
 from wsgate.turn.allocation import Client, CloseRelay
 from wsgate.turn.auth import Credentials
-from wsgate.turn.stun import EvenPort, Integrity, Method
+from wsgate.turn.stun import Integrity, Method
 from wsgate.turn.tokens import Opened, TokenKey, TokenKeys, parse_keys
+from wsgate.turn.values import EvenPort
 
 AES_128, AES_256 = bytes(range(16)), bytes(range(32))
 KEYS = {"kid": TokenKey(AES_256, None), "small": TokenKey(AES_128, None), "old": TokenKey(AES_256, 900.0)}

@@ -111,7 +111,7 @@ def make_server(
     from wsgate.turn.peers import Peers
     from wsgate.turn.server import TurnServer
     from wsgate.turn.settings import ChannelRange, TurnSettings
-    from wsgate.turn.stun import PasswordAlgorithm
+    from wsgate.turn.values import PasswordAlgorithm
 
     if "channel_range" in options:
         options["channel_range"] = ChannelRange(options["channel_range"])

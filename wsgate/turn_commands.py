@@ -14,8 +14,8 @@ from wsgate.config import Configuration
 from wsgate.errors import StartError
 from wsgate.ini import load
 from wsgate.turn.auth import HandedOut
-from wsgate.turn.stun import Family
 from wsgate.turn.uri import TurnUri, parse_uri
+from wsgate.turn.values import Family
 from wsgate.turn_link import Trust
 
 PASSWORD_VARIABLE = "WSGATE_TURN_PASSWORD"

@@ -15,8 +15,9 @@ from wsgate.addr import Address
 from wsgate.turn import stun
 from wsgate.turn.answers import Field
 from wsgate.turn.client import Answered, Effect, FromPeer, Refused, Transmit, TurnClient, Unanswered
-from wsgate.turn.stun import Family, Method
+from wsgate.turn.stun import Method
 from wsgate.turn.uri import TurnUri
+from wsgate.turn.values import Family
 from wsgate.turn_link import Link, LinkError, Trust, connect
 
 UDP_PROTOCOL = 17

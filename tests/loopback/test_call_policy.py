@@ -16,7 +16,8 @@ from tests.loopback.test_turn_credentials import allocate, credentials_in, statu
 from wsgate.addr import Address
 from wsgate.turn import stun
 from wsgate.turn.auth import SecretHash, long_term_key, time_limited_password
-from wsgate.turn.stun import Method, PasswordAlgorithm
+from wsgate.turn.stun import Method
+from wsgate.turn.values import PasswordAlgorithm
 
 REALM = "media.test"
 OWN_HOST, PHONE_HOST, OTHER_HOST, PBX_HOST = "127.0.0.4", "127.0.0.2", "127.0.0.3", "127.0.0.6"

@@ -22,7 +22,8 @@ from wsgate.net import relay as engine
 from wsgate.net.relay import PACKETS_PER_PASS, Relay
 from wsgate.turn import stun
 from wsgate.turn.auth import long_term_key
-from wsgate.turn.stun import Integrity, MessageClass, Method, PasswordAlgorithm
+from wsgate.turn.stun import Integrity, MessageClass, Method
+from wsgate.turn.values import PasswordAlgorithm
 
 PEER_HOST = "127.0.0.2"
 QUIET_SECONDS = 0.2

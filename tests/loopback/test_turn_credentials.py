@@ -25,7 +25,8 @@ from wsgate.media import shared_secrets
 from wsgate.turn import stun
 from wsgate.turn.auth import long_term_key
 from wsgate.turn.settings import TurnSettings
-from wsgate.turn.stun import MessageClass, Method, PasswordAlgorithm
+from wsgate.turn.stun import MessageClass, Method
+from wsgate.turn.values import PasswordAlgorithm
 
 REALM = "media.test"
 TURN_PORT = re.compile(r"turn:127\.0\.0\.1:(\d+)")

@@ -14,7 +14,8 @@ from tests.turn_process import REALM, SECRET, TurnProcess
 from wsgate.addr import Address
 from wsgate.turn import stun
 from wsgate.turn.auth import SecretHash, long_term_key, time_limited_password
-from wsgate.turn.stun import Integrity, MessageClass, Method, PasswordAlgorithm
+from wsgate.turn.stun import Integrity, MessageClass, Method
+from wsgate.turn.values import PasswordAlgorithm
 
 USERS = 100
 ROUNDS = 5

@@ -11,7 +11,8 @@ from tests.loopback.test_turn_credentials import status
 from tests.test_peers import BROADCAST, METADATA, REFUSED_HOSTS, embeddings
 from wsgate.addr import Address
 from wsgate.turn import stun
-from wsgate.turn.stun import Family, Method
+from wsgate.turn.stun import Method
+from wsgate.turn.values import Family
 
 OWN_HOSTS = ("127.0.0.1", "::1")
 ALLOWED_HOST, REFUSED_HOST = "127.0.0.5", "127.0.0.2"

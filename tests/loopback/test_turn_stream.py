@@ -30,7 +30,8 @@ from wsgate.settings import Switch
 from wsgate.turn import stun
 from wsgate.turn.auth import long_term_key
 from wsgate.turn.framing import Frames
-from wsgate.turn.stun import Integrity, MessageClass, Method, PasswordAlgorithm
+from wsgate.turn.stun import Integrity, MessageClass, Method
+from wsgate.turn.values import PasswordAlgorithm
 
 PEER_HOST = "127.0.0.2"
 

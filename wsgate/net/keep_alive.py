@@ -11,7 +11,8 @@ from typing import Any
 from wsgate.addr import Address
 from wsgate.errors import ProtocolError
 from wsgate.turn import stun
-from wsgate.turn.stun import Attribute, ErrorCode, MessageClass, Method
+from wsgate.turn.stun import Attribute, MessageClass, Method
+from wsgate.turn.values import ErrorCode
 
 
 def is_stun(data: bytes) -> bool:

@@ -44,6 +44,7 @@ from wsgate.turn.allocation import (
     Unbind,
 )
 from wsgate.turn.server import TurnServer
+from wsgate.turn.values import Icmp
 
 PACKETS_PER_PASS = 256
 """After so many packets other greenlets get their turn."""
@@ -223,7 +224,7 @@ class Relay:
         data = bytes(self.buffer.view[: min(size, bytes_max + 1)])
         self.apply(self.server.receive(data, Client(listener.path, Address(*source)), self._clock(), bytes_max))
 
-    def tell_icmp(self, client: Client, peer: SocketAddress, icmp: stun.Icmp) -> None:
+    def tell_icmp(self, client: Client, peer: SocketAddress, icmp: Icmp) -> None:
         """A Data indication with the ICMP attribute (RFC 8656 §11.5; rule P4); none of a port that is refused."""
         if not self.server.peers.port_allowed(*peer):
             return

@@ -13,9 +13,9 @@ from typing import Protocol
 from wsgate.addr import Address
 from wsgate.metrics import Counters
 from wsgate.net.metering import Send
-from wsgate.turn import stun
 from wsgate.turn.allocation import Client
 from wsgate.turn.server import TurnServer
+from wsgate.turn.values import Icmp
 
 HEADROOM = 48
 """The longest that is written before a payload: a Data indication with an IPv6 peer."""
@@ -87,7 +87,7 @@ class Engine(Protocol):
     def write_data_indication(self, source: SocketAddress, size: int) -> tuple[int, int]:
         """Make the payload in the buffer a Data indication; returns where it begins and ends."""
 
-    def tell_icmp(self, client: Client, peer: SocketAddress, icmp: stun.Icmp) -> None:
+    def tell_icmp(self, client: Client, peer: SocketAddress, icmp: Icmp) -> None:
         """A Data indication with the ICMP attribute."""
 
 
@@ -216,7 +216,7 @@ class RelaySocket:
                     continue
                 _, origin, kind, code, _, info, _ = _EXTENDED_ERROR.unpack_from(data)
                 if kind in _ICMP_TOLD.get(origin, ()):
-                    engine.tell_icmp(self.client, peer, stun.Icmp(kind, code, info))
+                    engine.tell_icmp(self.client, peer, Icmp(kind, code, info))
 
     def set_dont_fragment(self, on: bool) -> None:
         """Whether packets leave with DF set (DONT-FRAGMENT, RFC 8656 §14.8). Raises OSError."""

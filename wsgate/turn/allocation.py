@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from wsgate.addr import Address
 from wsgate.turn.auth import Accepted
-from wsgate.turn.stun import Family, family_of
+from wsgate.turn.values import Family, family_of
 
 PERMISSION_SECONDS = 300.0
 CHANNEL_SECONDS = 600.0

@@ -29,7 +29,8 @@ from wsgate.turn.answers import Answers, Field, Request, error_code, mapped_addr
 from wsgate.turn.auth import same_user
 from wsgate.turn.connections import Connections
 from wsgate.turn.mobility import Tickets
-from wsgate.turn.stun import ErrorCode, Family, Message, Method, family_of
+from wsgate.turn.stun import Message, Method
+from wsgate.turn.values import ErrorCode, EvenPort, Family, family_of
 
 TCP_PROTOCOL = 6
 UDP_PROTOCOL = 17
@@ -53,7 +54,7 @@ class _Opening(NamedTuple):
     request: Request
     allocation: Allocation
     families: tuple[Family, ...]
-    even: stun.EvenPort | None
+    even: EvenPort | None
     errors: tuple[tuple[int, ErrorCode], ...]
     tries: int
 
@@ -143,7 +144,7 @@ class Allocator:
         errors = tuple((family, error_code(440)) for family in families if family not in present)
         return self._open(_Opening(request, allocation, present, even, errors, 1))
 
-    def _families(self, message: Message, even: stun.EvenPort | None, token: bytes | None) -> tuple[Family, ...] | int:
+    def _families(self, message: Message, even: EvenPort | None, token: bytes | None) -> tuple[Family, ...] | int:
         """The families to allocate, the first of them at any rate; or an error code (RFC 8656 §7.2)."""
         requested = message.get(stun.REQUESTED_ADDRESS_FAMILY)
         additional = message.get(stun.ADDITIONAL_ADDRESS_FAMILY)

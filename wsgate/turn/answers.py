@@ -10,7 +10,8 @@ from wsgate.metrics import Counters
 from wsgate.turn import stun
 from wsgate.turn.allocation import Client, Effect, Reply
 from wsgate.turn.auth import Accepted, Authenticator, UnauthenticatedRate
-from wsgate.turn.stun import Attribute, ErrorCode, Message, MessageClass
+from wsgate.turn.stun import Attribute, Message, MessageClass
+from wsgate.turn.values import ErrorCode
 
 REASONS = {
     400: "Bad Request",

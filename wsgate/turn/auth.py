@@ -17,8 +17,9 @@ from typing import NamedTuple
 from wsgate.addr import Address
 from wsgate.credentials import Users
 from wsgate.turn import stun
-from wsgate.turn.stun import Method, PasswordAlgorithm
+from wsgate.turn.stun import Method
 from wsgate.turn.tokens import TokenKeys
+from wsgate.turn.values import PasswordAlgorithm
 
 NONCE_COOKIE = b"obMatJos2"
 """What a nonce of a server with RFC 8489's features begins with (§9.2)."""

@@ -21,7 +21,8 @@ from wsgate.turn.auth import (
     long_term_key,
     user_hash,
 )
-from wsgate.turn.stun import ErrorCode, Integrity, Message, MessageClass, Method, PasswordAlgorithm
+from wsgate.turn.stun import Integrity, Message, MessageClass, Method
+from wsgate.turn.values import ErrorCode, PasswordAlgorithm
 
 RETRANSMISSION_SECONDS = 0.5
 """RTO of RFC 8489 §6.2.1; doubled after each transmission."""

@@ -17,7 +17,8 @@ from wsgate.turn import stun
 from wsgate.turn.allocation import Allocation, CloseConnection, Effect, JoinConnection, OpenConnection, Reply
 from wsgate.turn.answers import Answers, Request
 from wsgate.turn.bandwidth import Buckets
-from wsgate.turn.stun import Family, MessageClass, Method, family_of
+from wsgate.turn.stun import MessageClass, Method
+from wsgate.turn.values import Family, family_of
 
 CONNECT_SECONDS = 30.0
 """So long a peer has to take a connection (RFC 6062 §5.2)."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from wsgate.errors import ProtocolError
-from wsgate.turn.stun import HEADER_BYTES, MAGIC_COOKIE
+from wsgate.turn.stun import HEADER_BYTES
+from wsgate.turn.values import MAGIC_COOKIE
 
 FRAME_BYTES_MAX = HEADER_BYTES + 65532
 """The longest frame that a length field can announce."""

@@ -1,7 +1,7 @@
 """STUN messages as bytes: header, attributes, integrity and fingerprint (RFC 8489 §5, §14; RFC 8656 §18).
 
 `parse` judges the frame (rules S1, S2) and leaves the values packed; `Message.get` unpacks what a method asks for.
-Each attribute is one row: number, name, pack, unpack.
+Each attribute is one row: number, name, and of which kind its value is (`values`).
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import dataclasses
 import enum
 import hmac
-import ipaddress
 import struct
 import zlib
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 from wsgate.addr import Address
 from wsgate.errors import ProtocolError
+from wsgate.turn import values
+from wsgate.turn.values import MAGIC_COOKIE
 
-MAGIC_COOKIE = 0x2112A442
 HEADER_BYTES = 20
 TRANSACTION_ID_BYTES = 12
 DATAGRAM_BYTES_MAX = 1500
@@ -32,7 +32,6 @@ UNKNOWN_LISTED_MAX = 16
 
 _HEADER = struct.Struct("!HHI12s")
 _TLV = struct.Struct("!HH")
-_COOKIE_BYTES = MAGIC_COOKIE.to_bytes(4, "big")
 _FINGERPRINT_XOR = 0x5354554E
 _COMPREHENSION_OPTIONAL = 0x8000
 
@@ -63,20 +62,6 @@ class MessageClass(enum.IntEnum):
     ERROR = 3
 
 
-class Family(enum.IntEnum):
-    """Address families as they stand in attributes (RFC 8489 §14.1, RFC 8656 §18.6)."""
-
-    IPV4 = 1
-    IPV6 = 2
-
-
-class PasswordAlgorithm(enum.IntEnum):
-    """RFC 8489 §18.5.1."""
-
-    MD5 = 1
-    SHA256 = 2
-
-
 class Integrity(enum.Enum):
     """The two integrity attributes; the value is hashlib's name of the hash (RFC 8489 §14.5, §14.6)."""
 
@@ -94,27 +79,6 @@ class Integrity(enum.Enum):
         return 20 if self is Integrity.SHA1 else 32
 
 
-class ErrorCode(NamedTuple):
-    """ERROR-CODE (RFC 8489 §14.8): `code` 300 to 699."""
-
-    code: int
-    reason: str
-
-
-class Icmp(NamedTuple):
-    """ICMP (RFC 8656 §18.13): what a router or a peer's host said; `data` is the MTU where there is one, else 0."""
-
-    type: int
-    code: int
-    data: int
-
-
-class EvenPort(NamedTuple):
-    """EVEN-PORT (RFC 8656 §18.5); `reserve` is the R bit."""
-
-    reserve: bool
-
-
 @dataclasses.dataclass(frozen=True)
 class Attribute(Generic[T]):
     """One row of the table: how an attribute is written and read. `unpack` raises ValueError or struct.error."""
@@ -129,165 +93,42 @@ class Attribute(Generic[T]):
         return self, value
 
 
-def family_of(host: str) -> Family:
-    """The family of a numeric host."""
-    return Family.IPV6 if ":" in host else Family.IPV4
-
-
-def host_bytes(host: str) -> bytes:
-    """4 or 16 bytes of a numeric host. Raises ValueError."""
-    if ":" in host:
-        return ipaddress.IPv6Address(host).packed
-    return bytes(map(int, host.split(".")))
-
-
-def _xor(data: bytes, transaction_id: bytes) -> bytes:
-    mask = (_COOKIE_BYTES + transaction_id)[: len(data)]
-    return (int.from_bytes(data, "big") ^ int.from_bytes(mask, "big")).to_bytes(len(data), "big")
-
-
-def _pack_xor_address(value: Address, transaction_id: bytes) -> bytes:
-    packed = host_bytes(value.host)
-    family = Family.IPV4 if len(packed) == 4 else Family.IPV6
-    return struct.pack("!BBH", 0, family, value.port ^ (MAGIC_COOKIE >> 16)) + _xor(packed, transaction_id)
-
-
-def _unpack_xor_address(value: bytes, transaction_id: bytes) -> Address:
-    _, family, port = struct.unpack_from("!BBH", value)
-    if (family, len(value)) == (Family.IPV4, 8):
-        host = "%d.%d.%d.%d" % tuple(_xor(value[4:], transaction_id))  # noqa: UP031 - a tuple of four bytes
-    elif (family, len(value)) == (Family.IPV6, 20):
-        host = str(ipaddress.IPv6Address(_xor(value[4:], transaction_id)))
-    else:
-        raise ValueError("neither an IPv4 nor an IPv6 address")
-    return Address(host, port ^ (MAGIC_COOKIE >> 16))
-
-
-def _pack_address(value: Address, _: bytes) -> bytes:
-    packed = host_bytes(value.host)
-    return struct.pack("!BBH", 0, Family.IPV4 if len(packed) == 4 else Family.IPV6, value.port) + packed
-
-
-def _unpack_address(value: bytes, _: bytes) -> Address:
-    _, family, port = struct.unpack_from("!BBH", value)
-    if (family, len(value)) not in ((Family.IPV4, 8), (Family.IPV6, 20)):
-        raise ValueError("neither an IPv4 nor an IPv6 address")
-    return Address(str(ipaddress.ip_address(value[4:])), port)
-
-
-def _fixed(layout: str) -> tuple[Callable[[int, bytes], bytes], Callable[[bytes, bytes], int]]:
-    form = struct.Struct(layout)
-    return lambda value, _: form.pack(value), lambda value, _: int(form.unpack(value)[0])
-
-
-def _text(limit_bytes: int) -> tuple[Callable[[str, bytes], bytes], Callable[[bytes, bytes], str]]:
-    def unpack(value: bytes, _: bytes) -> str:
-        if len(value) > limit_bytes:
-            raise ValueError("longer than its RFC allows")
-        return value.decode("utf-8")
-
-    return lambda value, _: value.encode("utf-8"), unpack
-
-
-def _opaque(size: int | None = None) -> tuple[Callable[[bytes, bytes], bytes], Callable[[bytes, bytes], bytes]]:
-    def unpack(value: bytes, _: bytes) -> bytes:
-        if size is not None and len(value) != size:
-            raise ValueError("not of its fixed length")
-        return value
-
-    return lambda value, _: value, unpack
-
-
-def _pack_error(value: ErrorCode, _: bytes) -> bytes:
-    return struct.pack("!HBB", 0, *divmod(value.code, 100)) + value.reason.encode("utf-8")
-
-
-def _unpack_error(value: bytes, _: bytes) -> ErrorCode:
-    _zero, hundreds, rest = struct.unpack_from("!HBB", value)
-    return ErrorCode((hundreds & 7) * 100 + rest, value[4:].decode("utf-8"))
-
-
-def _pack_algorithms(value: tuple[int, ...], _: bytes) -> bytes:
-    return b"".join(struct.pack("!HH", number, 0) for number in value)
-
-
-def _unpack_algorithms(value: bytes, _: bytes) -> tuple[int, ...]:
-    numbers = []
-    position = 0
-    while position < len(value):
-        number, size = _TLV.unpack_from(value, position)
-        numbers.append(number)
-        position += 4 + (size + 3 & ~3)
-    return tuple(numbers)
-
-
-def _unpack_algorithm(value: bytes, transaction_id: bytes) -> int:
-    (number,) = _unpack_algorithms(value, transaction_id)
-    return number
-
-
-_INT32 = _fixed("!I")
-_FIRST_OF_4 = _fixed("!B3x")
-_FLAG = (lambda value, _: b"", lambda value, _: True)
-
-MAPPED_ADDRESS = Attribute(0x0001, "MAPPED-ADDRESS", _pack_address, _unpack_address)
-XOR_MAPPED_ADDRESS = Attribute(0x0020, "XOR-MAPPED-ADDRESS", _pack_xor_address, _unpack_xor_address)
-XOR_PEER_ADDRESS = Attribute(0x0012, "XOR-PEER-ADDRESS", _pack_xor_address, _unpack_xor_address)
-XOR_RELAYED_ADDRESS = Attribute(0x0016, "XOR-RELAYED-ADDRESS", _pack_xor_address, _unpack_xor_address)
-USERNAME = Attribute(0x0006, "USERNAME", *_text(508))
-USERHASH = Attribute(0x001E, "USERHASH", *_opaque(32))
-REALM = Attribute(0x0014, "REALM", *_text(763))
-NONCE = Attribute(0x0015, "NONCE", *_opaque())
-MESSAGE_INTEGRITY = Attribute(0x0008, "MESSAGE-INTEGRITY", *_opaque(20))
-MESSAGE_INTEGRITY_SHA256 = Attribute(0x001C, "MESSAGE-INTEGRITY-SHA256", *_opaque(32))
-FINGERPRINT = Attribute(0x8028, "FINGERPRINT", *_INT32)
-ERROR_CODE = Attribute(0x0009, "ERROR-CODE", _pack_error, _unpack_error)
-UNKNOWN_ATTRIBUTES: Attribute[tuple[int, ...]] = Attribute(
-    0x000A,
-    "UNKNOWN-ATTRIBUTES",
-    lambda value, _: struct.pack(f"!{len(value)}H", *value),
-    lambda value, _: struct.unpack(f"!{len(value) // 2}H", value),
-)
-PASSWORD_ALGORITHMS = Attribute(0x8002, "PASSWORD-ALGORITHMS", _pack_algorithms, _unpack_algorithms)
-PASSWORD_ALGORITHM: Attribute[int] = Attribute(
-    0x001D, "PASSWORD-ALGORITHM", lambda value, _: struct.pack("!HH", value, 0), _unpack_algorithm
-)
-SOFTWARE = Attribute(0x8022, "SOFTWARE", *_text(763))
-LIFETIME = Attribute(0x000D, "LIFETIME", *_INT32)
-DATA = Attribute(0x0013, "DATA", *_opaque())
-REQUESTED_TRANSPORT = Attribute(0x0019, "REQUESTED-TRANSPORT", *_FIRST_OF_4)
-REQUESTED_ADDRESS_FAMILY = Attribute(0x0017, "REQUESTED-ADDRESS-FAMILY", *_FIRST_OF_4)
-ADDITIONAL_ADDRESS_FAMILY = Attribute(0x8000, "ADDITIONAL-ADDRESS-FAMILY", *_FIRST_OF_4)
-ADDRESS_ERROR_CODE: Attribute[tuple[int, ErrorCode]] = Attribute(
-    0x8001,
-    "ADDRESS-ERROR-CODE",
-    lambda value, none: bytes([value[0]]) + _pack_error(value[1], none)[1:],
-    lambda value, none: (value[0], _unpack_error(value, none)),
-)
-CHANNEL_NUMBER = Attribute(0x000C, "CHANNEL-NUMBER", *_fixed("!H2x"))
-EVEN_PORT: Attribute[EvenPort] = Attribute(
-    0x0018,
-    "EVEN-PORT",
-    lambda value, _: bytes([value.reserve << 7]),
-    lambda value, _: EvenPort(bool(value[0] & 0x80)),
-)
-RESERVATION_TOKEN = Attribute(0x0022, "RESERVATION-TOKEN", *_opaque(8))
-CONNECTION_ID = Attribute(0x002A, "CONNECTION-ID", *_INT32)
-ICMP: Attribute[Icmp] = Attribute(
-    0x8004,
-    "ICMP",
-    lambda value, _: struct.pack("!HHI", 0, value.type << 9 | value.code, value.data),
-    lambda value, _: Icmp(value[2] >> 1, (value[2] & 1) << 8 | value[3], int.from_bytes(value[4:8], "big")),
-)
-DONT_FRAGMENT: Attribute[bool] = Attribute(0x001A, "DONT-FRAGMENT", *_FLAG)
-THIRD_PARTY_AUTHORIZATION = Attribute(0x802E, "THIRD-PARTY-AUTHORIZATION", *_text(763))
-ACCESS_TOKEN = Attribute(0x001B, "ACCESS-TOKEN", *_opaque())
-MOBILITY_TICKET = Attribute(0x8030, "MOBILITY-TICKET", *_opaque())
-CHANGE_REQUEST = Attribute(0x0003, "CHANGE-REQUEST", *_INT32)
-PADDING = Attribute(0x0026, "PADDING", *_opaque())
-RESPONSE_PORT = Attribute(0x0027, "RESPONSE-PORT", *_fixed("!H2x"))
-RESPONSE_ORIGIN = Attribute(0x802B, "RESPONSE-ORIGIN", _pack_address, _unpack_address)
-OTHER_ADDRESS = Attribute(0x802C, "OTHER-ADDRESS", _pack_address, _unpack_address)
+MAPPED_ADDRESS = Attribute(0x0001, "MAPPED-ADDRESS", *values.ADDRESS)
+XOR_MAPPED_ADDRESS = Attribute(0x0020, "XOR-MAPPED-ADDRESS", *values.XOR_ADDRESS)
+XOR_PEER_ADDRESS = Attribute(0x0012, "XOR-PEER-ADDRESS", *values.XOR_ADDRESS)
+XOR_RELAYED_ADDRESS = Attribute(0x0016, "XOR-RELAYED-ADDRESS", *values.XOR_ADDRESS)
+USERNAME = Attribute(0x0006, "USERNAME", *values.text(508))
+USERHASH = Attribute(0x001E, "USERHASH", *values.opaque(32))
+REALM = Attribute(0x0014, "REALM", *values.text(763))
+NONCE = Attribute(0x0015, "NONCE", *values.opaque())
+MESSAGE_INTEGRITY = Attribute(0x0008, "MESSAGE-INTEGRITY", *values.opaque(20))
+MESSAGE_INTEGRITY_SHA256 = Attribute(0x001C, "MESSAGE-INTEGRITY-SHA256", *values.opaque(32))
+FINGERPRINT = Attribute(0x8028, "FINGERPRINT", *values.NUMBER)
+ERROR_CODE = Attribute(0x0009, "ERROR-CODE", *values.ERROR)
+UNKNOWN_ATTRIBUTES = Attribute(0x000A, "UNKNOWN-ATTRIBUTES", *values.ATTRIBUTE_NUMBERS)
+PASSWORD_ALGORITHMS = Attribute(0x8002, "PASSWORD-ALGORITHMS", *values.ALGORITHMS)
+PASSWORD_ALGORITHM = Attribute(0x001D, "PASSWORD-ALGORITHM", *values.ALGORITHM)
+SOFTWARE = Attribute(0x8022, "SOFTWARE", *values.text(763))
+LIFETIME = Attribute(0x000D, "LIFETIME", *values.NUMBER)
+DATA = Attribute(0x0013, "DATA", *values.opaque())
+REQUESTED_TRANSPORT = Attribute(0x0019, "REQUESTED-TRANSPORT", *values.FIRST_OF_4_BYTES)
+REQUESTED_ADDRESS_FAMILY = Attribute(0x0017, "REQUESTED-ADDRESS-FAMILY", *values.FIRST_OF_4_BYTES)
+ADDITIONAL_ADDRESS_FAMILY = Attribute(0x8000, "ADDITIONAL-ADDRESS-FAMILY", *values.FIRST_OF_4_BYTES)
+ADDRESS_ERROR_CODE = Attribute(0x8001, "ADDRESS-ERROR-CODE", *values.FAMILY_ERROR)
+CHANNEL_NUMBER = Attribute(0x000C, "CHANNEL-NUMBER", *values.FIRST_2_OF_4_BYTES)
+EVEN_PORT = Attribute(0x0018, "EVEN-PORT", *values.EVEN_PORT)
+RESERVATION_TOKEN = Attribute(0x0022, "RESERVATION-TOKEN", *values.opaque(8))
+CONNECTION_ID = Attribute(0x002A, "CONNECTION-ID", *values.NUMBER)
+ICMP = Attribute(0x8004, "ICMP", *values.ICMP)
+DONT_FRAGMENT = Attribute(0x001A, "DONT-FRAGMENT", *values.FLAG)
+THIRD_PARTY_AUTHORIZATION = Attribute(0x802E, "THIRD-PARTY-AUTHORIZATION", *values.text(763))
+ACCESS_TOKEN = Attribute(0x001B, "ACCESS-TOKEN", *values.opaque())
+MOBILITY_TICKET = Attribute(0x8030, "MOBILITY-TICKET", *values.opaque())
+CHANGE_REQUEST = Attribute(0x0003, "CHANGE-REQUEST", *values.NUMBER)
+PADDING = Attribute(0x0026, "PADDING", *values.opaque())
+RESPONSE_PORT = Attribute(0x0027, "RESPONSE-PORT", *values.FIRST_2_OF_4_BYTES)
+RESPONSE_ORIGIN = Attribute(0x802B, "RESPONSE-ORIGIN", *values.ADDRESS)
+OTHER_ADDRESS = Attribute(0x802C, "OTHER-ADDRESS", *values.ADDRESS)
 
 DISCOVERY_ATTRIBUTES = frozenset((CHANGE_REQUEST.number, PADDING.number, RESPONSE_PORT.number))
 """What only a server with a second address understands (RFC 5780 §7; rule S4)."""
@@ -462,7 +303,7 @@ def data_indication_head(peer: Address, size: int, transaction_id: bytes) -> byt
     36 bytes for an IPv4 peer, 48 for IPv6; the caller pads the payload to 4 with zeros. `size` is at most
     INDICATED_BYTES_MAX.
     """
-    address = _pack_xor_address(peer, transaction_id)
+    address = XOR_PEER_ADDRESS.pack(peer, transaction_id)
     length = 4 + len(address) + 4 + (size + 3 & ~3)
     head = _HEADER.pack(0x0017, length, MAGIC_COOKIE, transaction_id)
     return head + _TLV.pack(XOR_PEER_ADDRESS.number, len(address)) + address + _TLV.pack(DATA.number, size)
