@@ -10,7 +10,7 @@ from wsgate.call_peers import CallPeers
 from wsgate.errors import ProtocolError
 from wsgate.metrics import Counters
 from wsgate.turn import stun
-from wsgate.turn.allocation import Allocation, Client, Effect, RelayAddress, SendToPeer
+from wsgate.turn.allocation import Allocation, Client, Effect, RelayAddress
 from wsgate.turn.allocator import Allocator, Limits
 from wsgate.turn.answers import Answers, Request, mapped_address
 from wsgate.turn.auth import (
@@ -27,7 +27,8 @@ from wsgate.turn.discovery import DATAGRAM_BYTES_MAX as DISCOVERY_BYTES_MAX
 from wsgate.turn.discovery import Discovery
 from wsgate.turn.mobility import Tickets
 from wsgate.turn.peers import Admittance, Peers
-from wsgate.turn.settings import CHANNEL_NUMBERS, PeerPolicy, TurnSettings, part_of_ports
+from wsgate.turn.permissions import Permissions
+from wsgate.turn.settings import PeerPolicy, TurnSettings, part_of_ports
 from wsgate.turn.stun import MessageClass, Method
 
 
@@ -63,7 +64,6 @@ class TurnServer:
         self._admittance = Admittance(peers, calls)
         self.counters = counters
         self.random_bytes = random_bytes
-        self._settings = settings
         self._authenticator = Authenticator(credentials, nonce_keys, settings.nonce_lifetime, unix_time)
         rate = UnauthenticatedRate(settings.unauthenticated_rate)
         self._answers = Answers(self._authenticator, rate, settings.software, counters)
@@ -90,6 +90,7 @@ class TurnServer:
             self._connections,
             Tickets(random_bytes) if settings.mobility else None,
         )
+        self._permissions = Permissions(settings, self._admittance, self._answers, counters, self._allocator.arm)
 
     @property
     def peers(self) -> Peers:
@@ -113,7 +114,7 @@ class TurnServer:
     @property
     def channel_numbers(self) -> range:
         """The channel numbers that clients may use (rule P2)."""
-        return CHANNEL_NUMBERS[self._settings.channel_range]
+        return self._permissions.channel_numbers
 
     def bandwidth(self, client: Client) -> Bucket | None:
         """What the user of this 5-tuple's allocation may still relay; None where nothing bounds it (rule Q1)."""
@@ -189,7 +190,7 @@ class TurnServer:
         if message.message_class is MessageClass.REQUEST:
             return effects + self._request(request)
         if message.message_class is MessageClass.INDICATION and message.method == Method.SEND:
-            return effects + self._send(request)
+            return effects + self._permissions.send(request, self._allocator.get(client))
         if (message.message_class, message.method) != (MessageClass.INDICATION, Method.BINDING):
             self.counters.count("turn_unexpected_dropped")
         return effects
@@ -286,82 +287,13 @@ class TurnServer:
         ticket = request.message.get(stun.MOBILITY_TICKET)
         if ticket is not None:
             return self._allocator.move(request, ticket)
-        allocation = self._own_allocation(request)
-        if isinstance(allocation, int):
-            return self._answers.error(request, allocation)
-        return self._allocator.refresh(request, allocation)
-
-    def _create_permission(self, request: Request) -> list[Effect]:
-        """RFC 8656 §10.2, rule P1: all peers or none."""
-        allocation = self._own_allocation(request)
-        if isinstance(allocation, int):
-            return self._answers.error(request, allocation)
-        peers = request.message.all(stun.XOR_PEER_ADDRESS)
-        hosts = {peer.host: None for peer in peers}
-        if not hosts:
-            return self._answers.error(request, 400)
-        if not all(allocation.relay_for(host) for host in hosts):
-            return self._answers.error(request, 443)
-        if not all(self._admittance.host_allowed(allocation.user, host) for host in hosts):
-            self.counters.count("turn_peers_refused")
-            return self._answers.error(request, 403)
-        if self._permissions_full(allocation, hosts):
-            return self._answers.error(request, 508)
-        effects = [effect for host in hosts for effect in allocation.permit(host, request.now)]
-        self._allocator.arm(allocation)
-        return effects + self._answers.success(request)
-
-    def _channel_bind(self, request: Request) -> list[Effect]:
-        """RFC 8656 §12.2, rule P2."""
-        allocation = self._own_allocation(request)
-        if isinstance(allocation, int):
-            return self._answers.error(request, allocation)
-        number, peer = request.message.get(stun.CHANNEL_NUMBER), request.message.get(stun.XOR_PEER_ADDRESS)
-        if number not in self.channel_numbers or number is None or peer is None:
-            return self._answers.error(request, 400)
-        if not allocation.relay_for(peer.host):
-            return self._answers.error(request, 443)
-        if allocation.is_tcp:
-            return self._answers.error(request, 403)
-        channel = allocation.channels.get(number)
-        if (channel is not None and channel.peer != peer) or allocation.numbers.get(peer, number) != number:
-            return self._answers.error(request, 400)
-        if not self._admittance.allowed(allocation.user, peer):
-            self.counters.count("turn_peers_refused")
-            return self._answers.error(request, 403)
-        full = channel is None and len(allocation.channels) >= self._settings.channels_per_allocation
-        if full or self._permissions_full(allocation, (peer.host,)):
-            return self._answers.error(request, 508)
-        effects = allocation.bind(number, peer, request.now)
-        self._allocator.arm(allocation)
-        return effects + self._answers.success(request)
-
-    def _send(self, request: Request) -> list[Effect]:
-        """RFC 8656 §11.2, rule P3: what is not complete or has no permission is dropped."""
-        message = request.message
-        allocation = self._allocator.get(request.client)
-        try:
-            peer, data = message.get(stun.XOR_PEER_ADDRESS), message.get(stun.DATA)
-        except ProtocolError:
-            peer, data = None, None
-        if allocation is None or allocation.is_tcp or peer is None or data is None or message.unknown:
-            self.counters.count("turn_send_dropped")
-            return []
-        relay = allocation.relay_for(peer.host)
-        if (
-            relay is None
-            or peer.host not in allocation.permissions
-            or not self._admittance.port_allowed(allocation.user, *peer)
-        ):
-            self.counters.count("turn_send_dropped")
-            return []
-        return [SendToPeer(relay, peer, data, message.get(stun.DONT_FRAGMENT) is not None)]
+        return self._at_own_allocation(request, self._allocator.refresh)
 
     def _connect(self, request: Request) -> list[Effect]:
+        return self._at_own_allocation(request, self._connect_to_peer)
+
+    def _connect_to_peer(self, request: Request, allocation: Allocation) -> list[Effect]:
         """RFC 6062 §5.2, rule C1."""
-        allocation = self._own_allocation(request)
-        if isinstance(allocation, int):
-            return self._answers.error(request, allocation)
         if not allocation.is_tcp:
             return self._answers.error(request, 437)
         peer = request.message.get(stun.XOR_PEER_ADDRESS)
@@ -382,16 +314,22 @@ class TurnServer:
             return self._answers.error(request, 400)
         return self._connections.claim(request, request.message.get(stun.CONNECTION_ID))
 
-    def _own_allocation(self, request: Request) -> Allocation | int:
-        """The allocation of the 5-tuple if this user made it, else 437 or 441 (RFC 8656 §5)."""
+    def _at_own_allocation(
+        self, request: Request, handler: Callable[[Request, Allocation], list[Effect]]
+    ) -> list[Effect]:
+        """Go on at the allocation of the 5-tuple if this user made it, else 437 or 441 (RFC 8656 §5)."""
         allocation = self._allocator.get(request.client)
         if allocation is None:
-            return 437
-        return allocation if same_user(allocation.user, request.user) else 441
+            return self._answers.error(request, 437)
+        if not same_user(allocation.user, request.user):
+            return self._answers.error(request, 441)
+        return handler(request, allocation)
 
-    def _permissions_full(self, allocation: Allocation, hosts: Iterable[str]) -> bool:
-        more = sum(host not in allocation.permissions for host in hosts)
-        return more > 0 and len(allocation.permissions) + more > self._settings.permissions_per_allocation
+    def _create_permission(self, request: Request) -> list[Effect]:
+        return self._at_own_allocation(request, self._permissions.create)
+
+    def _channel_bind(self, request: Request) -> list[Effect]:
+        return self._at_own_allocation(request, self._permissions.bind_channel)
 
 
 _HANDLERS: dict[int, Callable[[TurnServer, Request], list[Effect]]] = {
