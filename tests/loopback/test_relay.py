@@ -18,8 +18,8 @@ from gevent import socket as green
 
 from tests.turn_process import PASSWORD, REALM, RELAYS, USER, listening_socket, make_server
 from wsgate.addr import Address
-from wsgate.net import relay as engine
-from wsgate.net.relay import PACKETS_PER_PASS, Relay
+from wsgate.net.packet_loop import PACKETS_PER_PASS, PACKETS_PER_READ
+from wsgate.net.relay import Relay
 from wsgate.turn import stun
 from wsgate.turn.auth import long_term_key
 from wsgate.turn.stun import Integrity, MessageClass, Method
@@ -542,7 +542,7 @@ def test_a_pass_is_bounded_so_that_others_get_their_turn(site: Site) -> None:
         gevent.sleep(0)
         seen.append(site.counters["turn_packets_to_peers"])
     steps = [after - before for before, after in zip([0, *seen], seen, strict=False)]
-    assert max(steps) <= PACKETS_PER_PASS + engine.PACKETS_PER_READ[-1]
+    assert max(steps) <= PACKETS_PER_PASS + PACKETS_PER_READ[-1]
     assert len([step for step in steps if step]) >= 4
 
 
@@ -581,9 +581,9 @@ def test_under_load_packets_are_gathered_by_ticks_and_then_waited_for_again(make
     for number in range(50):
         phone.channel(0x4001, str(number).encode())
         assert peer.recv(100) == str(number).encode()
-        gathered = gathered or site.relay._ticker.active
+        gathered = gathered or site.relay.loop.is_gathering
     assert gathered
-    eventually(lambda: site.relay._watcher.active and not site.relay._ticker.active)
+    eventually(lambda: not site.relay.loop.is_gathering)
     phone.channel(0x4001, b"after the pause")
     assert peer.recv(100) == b"after the pause"
 

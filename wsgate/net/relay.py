@@ -1,20 +1,17 @@
 """The relay engine: moves TURN packets between clients and peers (rules P3, F1, F2, F4).
 
-One gevent watcher waits for a nested epoll over the listening sockets and all relay sockets. ChannelData costs one
-look-up and one send: packets are read into one buffer, peers' packets HEADROOM bytes into it so that whatever stands
-before them on the way to the client is written in place. Everything else goes to the pure TurnServer, whose effects
-are applied here.
+The listening sockets and all relay sockets are read by one `packet_loop`. ChannelData costs one look-up and one send:
+packets are read into one buffer, peers' packets HEADROOM bytes into it so that whatever stands before them on the way
+to the client is written in place. Everything else goes to the pure TurnServer, whose effects are applied here.
 """
 
 from __future__ import annotations
 
 import errno
-import select
 import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain, repeat
 from typing import Any
 
 from gevent import get_hub
@@ -23,6 +20,7 @@ from wsgate.addr import Address
 from wsgate.log import logger
 from wsgate.metrics import Counters
 from wsgate.net.metering import Send, metered
+from wsgate.net.packet_loop import PacketLoop
 from wsgate.net.relay_sockets import HEADROOM, Buffer, ClientSocket, Path, RelaySocket, SocketAddress, bound
 from wsgate.net.turn_connections import ClientStream, TurnConnections
 from wsgate.turn import stun
@@ -46,17 +44,7 @@ from wsgate.turn.allocation import (
 from wsgate.turn.server import TurnServer
 from wsgate.turn.values import Icmp
 
-PACKETS_PER_PASS = 256
-"""After so many packets other greenlets get their turn."""
-PACKETS_PER_READ = (1, 4, 32)
-"""How many packets one socket may give in the first, second and later rounds of a pass. One at first: to find a socket
-empty costs more than to be told by the next poll that it is not."""
-EVENTS_PER_POLL = 128
-FEW_READY = 4
-"""With more sockets ready than that each gives one packet a round."""
 LISTENER_BUFFER_BYTES = 4 << 20
-IDLE_TICKS = 4
-"""After so many ticks without a packet the engine waits for the sockets again (rule F2)."""
 TIMER_SECONDS_MIN = 0.001
 FAILURE_LOG_SECONDS = 60.0
 """The same failure is told in the log at most so often, however many packets bring it about."""
@@ -87,24 +75,18 @@ class Relay:
         self.counters = server.counters if counters is None else counters
         self.buffer = Buffer()
         self.to_peers = self.to_clients = 0
-        self.ready = 0
         self.secured: Callable[[socket.socket, bytes, SocketAddress], None] | None = None
         """Takes the datagrams that begin like DTLS (rule E2)."""
         self._clock = clock
-        self._tick_seconds = tick
+        self.loop = PacketLoop(tick, clock, after_pass=self._count_packets, failed=self._count_failure)
         self._listeners = [ClientSocket(self, path, sock) for path, sock in enumerate(listeners)]
         self._paths: dict[int, Path] = dict(enumerate(self._listeners))
         self._next_path = len(self._listeners)
         self._relays: dict[Address, RelaySocket] = {}
-        self._readers: dict[int, Callable[[int], int]] = {}
-        self._read_errors: dict[int, Callable[[], None]] = {}
-        self._epoll: select.epoll | None = None
         aliases = [(relay.public, relay.host) for relay in server.relay_addresses if relay.public != relay.host]
         self._bound_host = dict(aliases)
         self._public_host = {host: public for public, host in aliases}
         self.connections = TurnConnections(self)
-        self._idle_ticks = 0
-        self._last_pass = 0.0
         self._timer_at: float | None = None
         self._told_at: dict[str, float] = {}
 
@@ -115,32 +97,24 @@ class Relay:
 
     def start(self) -> None:
         """Begin to listen. Raises OSError."""
-        loop = get_hub().loop
-        self._epoll = select.epoll()
-        self._watcher: Any = loop.io(self._epoll.fileno(), 1)
-        self._ticker: Any = loop.timer(self._tick_seconds, repeat=self._tick_seconds)
-        self._timer: Any = loop.timer(0)
+        self.loop.start()
+        self._timer: Any = get_hub().loop.timer(0)
         for listener in self._listeners:
             listener.socket.setblocking(False)
             listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LISTENER_BUFFER_BYTES)
-            self._watch(listener.socket, listener.read, listener.read_errors)
-        self._watcher.start(self._readable)
+            self.loop.watch(listener)
 
     def stop(self) -> None:
         """Stop and close every relay socket; the listening sockets stay open."""
-        if self._epoll is None:
+        if not self.loop.is_running:
             return
-        for watcher in (self._watcher, self._ticker, self._timer):
-            watcher.stop()
-            watcher.close()
+        self.loop.stop()
+        self._timer.stop()
+        self._timer.close()
         for relay in self._relays.values():
             relay.socket.close()
         self._relays.clear()
         self.connections.stop()
-        self._readers.clear()
-        self._read_errors.clear()
-        self._epoll.close()
-        self._epoll = None
 
     def apply(self, effects: Iterable[Effect]) -> None:
         """Do what the server decided, in order, without blocking; then set the timer."""
@@ -254,71 +228,20 @@ class Relay:
         self.buffer.data[end : end + padding] = bytes(padding)
         return start, end + padding
 
-    def _watch(self, sock: socket.socket, read: Callable[[int], int], read_errors: Callable[[], None]) -> None:
-        if self._epoll is not None:
-            self._epoll.register(sock.fileno(), select.EPOLLIN)
-            self._readers[sock.fileno()] = read
-            self._read_errors[sock.fileno()] = read_errors
-
-    def _forget(self, sock: socket.socket) -> None:
-        self._readers.pop(sock.fileno(), None)
-        self._read_errors.pop(sock.fileno(), None)
-
-    def _drain(self) -> int:
-        """Read what is there, at most about PACKETS_PER_PASS packets; returns how many it was."""
-        epoll, readers, done = self._epoll, self._readers, 0
-        limits = chain(PACKETS_PER_READ, repeat(PACKETS_PER_READ[-1]))
-        while epoll is not None and done < PACKETS_PER_PASS:
-            ready = epoll.poll(0, EVENTS_PER_POLL)
-            self.ready = len(ready)
-            limit = next(limits) if self.ready <= FEW_READY else 1
-            before = done
-            for descriptor, events in ready:
-                read = readers.get(descriptor)
-                if read is None:
-                    continue
-                try:
-                    if events & select.EPOLLERR:
-                        self._read_errors[descriptor]()
-                    done += read(limit)
-                except Exception:
-                    # gevent stops a watcher whose callback raises, and with it all media (rule F4).
-                    done += 1
-                    self.counters.count("internal_errors")
-                    if self._is_news("internal error"):
-                        logger.exception("turn: internal error on a packet")
-            if done == before:
-                break
+    def _count_packets(self) -> None:
         self.counters.count("turn_packets_to_peers", self.to_peers)
         self.counters.count("turn_packets_to_clients", self.to_clients)
         self.to_peers = self.to_clients = 0
-        return done
 
-    def _readable(self) -> None:
-        """Sockets are readable. Under load, when passes come closer than a tick, gather packets by ticks (F2).
-
-        Never after a pass that did not read everything: to sleep on full sockets loses packets.
-        """
-        done = self._drain()
-        now = self._clock()
-        if done < PACKETS_PER_PASS and now - self._last_pass < self._tick_seconds:
-            self._watcher.stop()
-            self._idle_ticks = 0
-            self._ticker.again(self._tick)
-        self._last_pass = now
-
-    def _tick(self) -> None:
-        """One tick has passed: read until nothing is left, then sleep another; wait again after idle ones (F2)."""
-        done = self._drain()
-        self._idle_ticks = 0 if done else self._idle_ticks + 1
-        if done >= PACKETS_PER_PASS or self._idle_ticks >= IDLE_TICKS:
-            self._last_pass = self._clock() if done else 0.0
-            self._ticker.stop()
-            self._watcher.start(self._readable)
+    def _count_failure(self) -> None:
+        """A reader raised: that is our mistake, and costs one packet (rule F4)."""
+        self.counters.count("internal_errors")
+        if self._is_news("internal error"):
+            logger.exception("turn: internal error on a packet")
 
     def _set_timer(self) -> None:
         at = self.server.next_timer()
-        if at == self._timer_at or self._epoll is None:
+        if at == self._timer_at or not self.loop.is_running:
             return
         self._timer_at = at
         self._timer.stop()
@@ -354,10 +277,10 @@ class Relay:
                 return self.server.relays_opened(effect.relays, self._clock())
             for address in effect.relays:
                 opened.append(RelaySocket(self, address, bound(address)))
-                self._watch(opened[-1].socket, opened[-1].read, opened[-1].read_errors)
+                self.loop.watch(opened[-1])
         except OSError as problem:
             for relay in opened:
-                self._forget(relay.socket)
+                self.loop.forget(relay)
                 relay.socket.close()
             exhausted = problem.errno in _EXHAUSTED
             if problem.errno != errno.EADDRINUSE and self._is_news("no relay socket"):
@@ -371,7 +294,7 @@ class Relay:
         if self.connections.close_listener(effect.relay):
             return
         relay = self._relays.pop(effect.relay)
-        self._forget(relay.socket)
+        self.loop.forget(relay)
         relay.socket.close()
         self._leave(relay)
 

@@ -13,6 +13,7 @@ from typing import Protocol
 from wsgate.addr import Address
 from wsgate.metrics import Counters
 from wsgate.net.metering import Send
+from wsgate.net.packet_loop import PacketLoop
 from wsgate.turn.allocation import Client
 from wsgate.turn.server import TurnServer
 from wsgate.turn.values import Icmp
@@ -72,8 +73,7 @@ class Engine(Protocol):
     server: TurnServer
     counters: Counters
     buffer: Buffer
-    ready: int
-    """How many sockets the last poll found ready."""
+    loop: PacketLoop
     to_peers: int
     to_clients: int
     """Packets relayed that are not counted yet."""
@@ -116,7 +116,7 @@ class ClientSocket:
         engine, routes, long_address = self._engine, self.routes, self._long_address
         data, view, receive = engine.buffer.data, engine.buffer.view, self.socket.recvfrom_into
         first_byte_end = self._first_byte_end
-        limit = max(limit, engine.ready)  # as many clients send here as peers to all the relay sockets
+        limit = max(limit, engine.loop.ready)  # as many clients send here as peers to all the relay sockets
         relayed = taken = 0
         while taken < limit:
             try:
