@@ -187,6 +187,27 @@ def test_algorithms_that_do_not_fit_the_offer_are_400(fields: list[Any]) -> None
     assert judge.check(signed(judge.nonce(CLIENT), *fields), CLIENT) == Refused(400, False)
 
 
+def test_algorithms_are_judged_before_the_age_of_a_nonce_of_ours() -> None:
+    """RFC 8489 §9.2.4 in its order, rule A1: to bid down is 400, and no new nonce takes that away."""
+    clock = Clock()
+    judge = authenticator(clock)
+    old = judge.nonce(CLIENT)
+    clock.now += 601
+    for offered, chosen in (((MD5,), MD5), ((SHA256, MD5), 3)):
+        fields = [stun.PASSWORD_ALGORITHMS(offered), stun.PASSWORD_ALGORITHM(chosen)]
+        assert judge.check(signed(old, *fields), CLIENT) == Refused(400, False)
+    good = [stun.PASSWORD_ALGORITHMS((SHA256, MD5)), stun.PASSWORD_ALGORITHM(MD5)]
+    assert judge.check(signed(old, *good), CLIENT) == Refused(438, True)
+
+
+def test_a_nonce_that_offered_other_algorithms_is_stale() -> None:
+    """RFC 8489 §9.2.4: they are compared with what was sent with the nonce. A reload may change what is offered."""
+    clock = Clock()
+    before, after = authenticator(clock), authenticator(clock, keys=UserKeys(KEYS.md5))
+    fields = [stun.PASSWORD_ALGORITHMS((SHA256, MD5)), stun.PASSWORD_ALGORITHM(MD5)]
+    assert after.check(signed(before.nonce(CLIENT), *fields), CLIENT) == Refused(438, True)
+
+
 def test_sha256_is_offered_only_when_every_user_has_it() -> None:
     assert authenticator(Clock()).credentials.algorithms == (SHA256, MD5)
     assert authenticator(Clock(), keys=UserKeys(KEYS.md5)).credentials.algorithms == (MD5,)

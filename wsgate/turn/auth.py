@@ -226,15 +226,16 @@ class Authenticator:
         mac = hmac.digest(key, text, "sha256")[:NONCE_MAC_BYTES]
         return head + base64.urlsafe_b64encode(stamp + mac).rstrip(b"=")
 
-    def _nonce_good(self, nonce: bytes, address: Address) -> bool:
+    def _nonce_age(self, nonce: bytes, address: Address) -> int | None:
+        """Seconds since we gave `nonce` to the client at `address` with the algorithms of today; None: we did not."""
         now = int(self._unix_time())
         try:
             stamp = base64.urlsafe_b64decode(nonce[13:] + b"=")[:4]
         except ValueError:
-            return False
+            return None
         age = (now - int.from_bytes(stamp, "big") + CLOCK_STEP_SECONDS & 0xFFFFFFFF) - CLOCK_STEP_SECONDS
         made = [self._nonce_of(now - age, address, key) for key in self._nonce_keys]
-        return sum(hmac.compare_digest(nonce, one) for one in made) > 0 and age <= self._nonce_lifetime
+        return age if sum(hmac.compare_digest(nonce, one) for one in made) > 0 else None
 
     def check(self, message: stun.Message, address: Address, session: Accepted | None = None) -> Accepted | Refused:
         """The judgement on a request from `address` (RFC 8489 §9.2.4). Raises ProtocolError for unreadable values.
@@ -247,11 +248,13 @@ class Authenticator:
         realm, nonce = message.get(stun.REALM), message.get(stun.NONCE)
         if (name is None and hashed is None) or realm is None or nonce is None:
             return Refused(400, challenge=False)
-        if not self._nonce_good(nonce, address):
-            return Refused(438, challenge=True)
+        age = self._nonce_age(nonce, address)
         algorithm = self._algorithm(message)
-        if algorithm is None:
+        if age is not None and algorithm is None:
+            # What was offered with a nonce of ours is known, however old it is; with any other it is not.
             return Refused(400, challenge=False)
+        if age is None or algorithm is None or age > self._nonce_lifetime:
+            return Refused(438, challenge=True)
         token = message.get(stun.ACCESS_TOKEN)
         if token is not None and self.credentials.token_keys is not None:
             return self._check_token(message, self.credentials.token_keys, name or "", token)
