@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "wsgate" / "__init__.py").read_text(encoding="utf-8"))
-TEST = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "aioice>=0.9"]
+TEST = ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.5", "hypothesis>=6.100", "aioice>=0.9"]
 CHECK = ["ruff==0.17.5", "mypy>=1.15", "types-psutil"]
 
 setup(

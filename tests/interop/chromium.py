@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,8 @@ class Chromium:
         directory.mkdir(parents=True, exist_ok=True)
         self._numbers = itertools.count()
         self._asked = 0
+        # Chromium puts a socket there, whose path may have 107 bytes; pytest's directories are longer under some users.
+        self._temporary = tempfile.mkdtemp(prefix="wsgate")
         self._log = (directory / "chromium.log").open("w")
         self._process = subprocess.Popen(
             ["node", str(BRIDGE)],
@@ -50,11 +54,15 @@ class Chromium:
             stderr=self._log,
             text=True,
             start_new_session=True,
-            env={**os.environ, "HOME": str(directory), "TMPDIR": str(directory)},
+            env={**os.environ, "HOME": str(directory), "TMPDIR": self._temporary},
         )
         assert self._process.stdout is not None
         self._answers = LineReader(self._process.stdout)  # type: ignore[arg-type]
-        self.version = self.ask(do="launch", executable=executable, flags=[*flags, *devices])
+        try:
+            self.version = self.ask(do="launch", executable=executable, flags=[*flags, *devices])
+        except BrowserError:
+            self.stop()
+            raise
 
     def ask(self, **command: Any) -> Any:
         """Send one command and return its result. Raises BrowserError with what the bridge says."""
@@ -108,6 +116,7 @@ class Chromium:
             pass
         self._process.wait()
         self._log.close()
+        shutil.rmtree(self._temporary, ignore_errors=True)
 
     def __enter__(self) -> Chromium:
         return self
