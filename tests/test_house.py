@@ -38,7 +38,9 @@ FLOORS = {
         " net/metering net/turn_side net/turn_connections net/packet_loop net/relay_sockets net/relay"
         " net/turn_stream net/dtls net/mesh"
     ),
-    "assembly": "config cross_checks ini crew web statefile signalling media turn_offer store named_files gateway",
+    "assembly": (
+        "config cross_checks ini crew web statefile signalling media turn_offer store named_files parts gateway"
+    ),
     "process": (
         "userfile control daemon plan sockets databases worker_process supervisor worker"
         " turn_link turn_trial turn_credentials turn_commands cli __main__"

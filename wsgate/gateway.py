@@ -1,10 +1,8 @@
-"""A whole gateway: every machine built from the configuration and put on the sockets that the supervisor opened."""
+"""A whole gateway: its parts put together, started, reloaded, drained and stopped."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import random
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -15,41 +13,28 @@ from gevent import ssl
 
 from wsgate import web
 from wsgate.addr import Address
-from wsgate.call_peers import CallPeers
 from wsgate.config import Configuration
-from wsgate.crew import OwnAddresses, backend_sides, own_hosts
-from wsgate.directory import Directory
 from wsgate.errors import ConfigurationError, StartError
-from wsgate.guard import Guard
-from wsgate.handover import ALONE, Crew, Endpoint, Files, state_name
+from wsgate.handover import ALONE, Crew, Endpoint, Files
 from wsgate.identity import Admission, Admitted
-from wsgate.keys import Key
-from wsgate.log import logger
-from wsgate.media import Media, Place, Sockets
-from wsgate.metrics import Counters
-from wsgate.named_files import client_contexts, optional_path, read_all, read_jwt_keys, read_key_file, read_users
-from wsgate.net.backend import BackendLimits, BackendSockets
-from wsgate.net.backend_codec import StreamLimits
+from wsgate.named_files import client_contexts, optional_path, read_all, read_jwt_keys, read_users
 from wsgate.net.clock import now
 from wsgate.net.listener import Listener, ListenerSettings
-from wsgate.net.mesh import Mesh
-from wsgate.net.resolver import Resolver
 from wsgate.net.tls import ALPN_HTTP, ALPN_TURN, ServerContext
+from wsgate.parts import (
+    Foundation,
+    new_backend_sockets,
+    new_digest,
+    new_edge,
+    new_media,
+    new_mesh,
+    new_resolver,
+    open_bindings,
+    open_state,
+)
 from wsgate.settings import Switch
-from wsgate.sharing import Sharing
-from wsgate.signalling import ResolvedBackends, Signalling
-from wsgate.sip.digest import Digest
-from wsgate.sip.edge import Edge
-from wsgate.sip.flow import FlowTable, FlowTokens
-from wsgate.sip.gruu import TemporaryGruus
-from wsgate.sip.journal import JournalError
-from wsgate.sip.registrar import Registrar
-from wsgate.sip.siblings import Siblings
+from wsgate.signalling import Signalling
 from wsgate.sip.targets import BackendSettings
-from wsgate.sip.transaction import TransactionSettings
-from wsgate.statefile import StateFile
-from wsgate.store import StoreWriter, open_store
-from wsgate.turn.settings import PeerPolicy
 from wsgate.turn_offer import TurnOffer
 from wsgate.ws.handshake import Refusal
 
@@ -73,49 +58,35 @@ class Gateway:
         files: Files,
         crew: Crew = ALONE,
     ) -> None:
+        base = Foundation(configuration, endpoints, files, crew)
+        self._base = base
         self._configuration = configuration
-        self._crew = crew
-        self._endpoints = endpoints
         self._process = psutil.Process()
         self._started = time.time()
-        self._hosts = own_hosts()
-        self._counters = Counters()
-        self._guard = Guard(configuration.limits)
-        self._secrets: tuple[Key, ...] = read_key_file(configuration, files)
-        self._tokens = FlowTokens(self._secrets, crew.number)
-        self._addresses = OwnAddresses(configuration, crew, endpoints, self._hosts)
-        self._names = self._addresses.names()
+        self._counters, self._guard = base.counters, base.guard
         self._backend_settings: dict[str, BackendSettings] = dict(configuration.backends)
-        self._directory = Directory(configuration.sip.reconnect_grace)
-        self._call_peers = _call_peers(configuration)
-        self._digest = self._new_digest(configuration, files)
+        self._digest = new_digest(base)
         self._admission = Admission(configuration.identity, read_jwt_keys(configuration, files), time.time)
-        self._resolver = Resolver(
-            configuration.dns,
-            self._counters,
-            own=self._addresses.of_all_workers() | self._names.known_as(),
-            random_float=random.random,
-        )
-        self._turn_offer = TurnOffer(configuration, self._directory, self._admit)
-        self._edge = self._new_edge(configuration)
+        self._resolver = new_resolver(base)
+        self._turn_offer = offer = TurnOffer(configuration, base.directory, self._admit)
+        self._edge = new_edge(base, self._backend_settings, self._digest, self._resolver, offer)
         self._signalling = Signalling(self._edge, self._resolver, self._counters)
         self._contexts: dict[str, ServerContext] = {}
-        self._backends = self._new_backend_sockets(files)
+        self._backends = new_backend_sockets(base, self._signalling, self._resolver, self._edge, self._tls_context)
         self._signalling.backends = self._backends
-        offer = self._turn_offer
         self._web = web.WebApplication(
             configuration, web.phone_files(), self.status, self._counters, offer.uris, offer.rtc_configuration
         )
-        self._media = self._turn_offer.media = self._new_media(configuration, files)
+        self._media = offer.media = new_media(base, self._refused_peers())
         self._listeners = [self._new_listener(name, files) for name in configuration.listeners]
-        self._store = self._open_store(configuration)
+        self._store = open_bindings(base)
         self._housekeeper: gevent.Greenlet | None = None
-        self._state = self._open_state(configuration, files)
-        self._mesh = self._new_mesh()
+        self._state = open_state(base, self._edge)
+        self._mesh = new_mesh(base, self._edge, self._learnt)
         if self._mesh is not None:
             # Told before it is answered, and heard before it is judged: who has a 200 is known at every worker.
             self._signalling.tell, self._signalling.hear = self._mesh.flush, self._mesh.drain
-        if self._call_peers is not None:
+        if base.call_peers is not None:
             self._signalling.after = self._narrow
 
     def start(self) -> None:
@@ -200,8 +171,8 @@ class Gateway:
         """What /status and /metrics show of this worker."""
         counts = self._edge.counts()
         return {
-            "worker": self._crew.number,
-            "workers": self._crew.workers,
+            "worker": self._base.crew.number,
+            "workers": self._base.crew.workers,
             "connections": self._guard.connections,
             "http_fallback": sum(listener.passing for listener in self._listeners),
             "flows": self._signalling.flows(),
@@ -219,121 +190,15 @@ class Gateway:
 
     # Parts
 
-    def _new_edge(self, configuration: Configuration) -> Edge:
-        registrar = None
-        if configuration.embedded_domains:
-            registrar = Registrar(
-                configuration.registrar,
-                self._directory,
-                self._digest,
-                self._counters,
-                flow_timer=configuration.sip.flow_timer,
-                temporary_gruus=TemporaryGruus(self._secrets, os.urandom),
-            )
-        turn = configuration.turn
-        hands_out = turn is not None and turn.credentials_with_register
-        return Edge(
-            configuration.sip,
-            self._backend_settings,
-            transactions=TransactionSettings(
-                transactions=configuration.limits.transactions,
-                transactions_per_connection=configuration.limits.transactions_per_connection,
-            ),
-            dialogs_limit=configuration.limits.dialogs,
-            names=self._names,
-            flows=FlowTable(self._tokens, os.urandom),
-            backends=ResolvedBackends(self._resolver),
-            directory=self._directory,
-            registrar=registrar,
-            random_bytes=os.urandom,
-            counters=self._counters,
-            protected_headers=configuration.identity.protected_headers,
-            hand_out=self._turn_offer.hand_out if hands_out else None,
-            call_peers=self._call_peers,
-            siblings=Siblings(self._tokens, backend_sides(self._crew), self._secrets),
-        )
-
-    def _new_mesh(self) -> Mesh | None:
-        """The channel to the other workers' directories; None where there are none."""
-        if self._crew.inbox is None:
-            return None
-        sharing = Sharing(
-            self._crew.number,
-            self._crew.outlets,
-            self._directory,
-            self._counters,
-            hand_over=self._edge.hand_over,
-            take_dialog=self._edge.take_over,
-            end_dialog=self._edge.ended_elsewhere,
-            lost=self._edge.lost_elsewhere,
-            call_peers=self._call_peers,
-        )
-        return Mesh(sharing, self._crew.inbox, self._crew.outlets, self._edge.ended_here, self._learnt, self._counters)
-
     def _learnt(self) -> None:
         self._signalling.apply(())
 
     def _admit(self, fields: tuple[tuple[str, str], ...], query: str) -> Admitted | Refusal:
         return self._admission.judge(fields, query, now())
 
-    def _open_state(self, configuration: Configuration, files: Files) -> StateFile | None:
-        """Take up what an earlier process left; a file that cannot be used costs one line (rule D3)."""
-        if not configuration.sip.state_file:
-            return None
-        name = state_name(configuration.sip.state_file, self._crew.number)
-        state = StateFile(files, name)
-        try:
-            self._edge.load_state(state.read(), now(), time.time() - now())
-        except JournalError as error:
-            logger.error("[sip] state_file %s is not used and nothing is written into it: %s", name, error)
-            state.close()
-            return None
-        state.replace(self._edge.state(now()))
-        return state
-
-    def _open_store(self, configuration: Configuration) -> StoreWriter | None:
-        """The bindings of an earlier process, taken up; None where they are kept in memory alone."""
-        # One process alone may hold the file: the first worker, which learns the bindings of all.
-        if not configuration.databases() or self._crew.number:
-            return None
-        name = configuration.registrar.store
-        return open_store(configuration.directory / name, name, self._directory, time.time() - now(), self._counters)
-
-    def _new_digest(self, configuration: Configuration, files: Files) -> Digest:
-        return Digest(
-            read_users(configuration, files),
-            configuration.registrar.digest_algorithms,
-            self._secrets[0].secret,
-            os.urandom,
-            time.time() - now(),
-        )
-
-    def _new_backend_sockets(self, files: Files) -> BackendSockets:
-        certified = self._configuration.tls_listener
-
-        def server_context() -> ssl.SSLContext:
-            return self._contexts[certified]()
-
-        return BackendSockets(
-            self._sockets("sip-udp"),
-            self._sockets("sip-tcp"),
-            self._signalling.received,
-            self._signalling.connected,
-            self._signalling.failed,
-            self._resolver.backend_at,
-            self._edge.is_trusted,
-            self._counters,
-            self._configuration.websocket,
-            BackendLimits(
-                stream=StreamLimits(
-                    header_bytes=self._configuration.sip.max_header_bytes,
-                    message_bytes=self._configuration.websocket.max_message_bytes,
-                )
-            ),
-            contexts=client_contexts(self._configuration, files),
-            tls_listeners=self._sockets("sip-tls"),
-            server_context=server_context,
-        )
+    def _tls_context(self) -> ssl.SSLContext:
+        """Servers that connect by TLS are shown the certificate of a listener."""
+        return self._contexts[self._base.configuration.tls_listener]()
 
     def _new_listener(self, name: str, files: Files) -> Listener:
         settings = self._configuration.listeners[name]
@@ -347,7 +212,7 @@ class Gateway:
             name,
             settings,
             self._configuration.websocket,
-            self._sockets("listener", name),
+            self._base.sockets("listener", name),
             context,
             self._guard,
             self._signalling,
@@ -360,50 +225,21 @@ class Gateway:
 
     def _check_fallback(self, name: str, settings: ListenerSettings) -> None:
         """Where a listener is bound to a wildcard, only here it is known which addresses are ours."""
-        if settings.http_fallback in self._addresses.own():
+        if settings.http_fallback in self._base.addresses.own():
             problem = f"{settings.http_fallback} is our own port"
             raise ConfigurationError(problem, section=f"listener {name}", option="http_fallback")
 
-    def _new_media(self, configuration: Configuration, files: Files) -> Media | None:
-        if configuration.turn is None:
-            return None
-        media = Media(
-            configuration.turn,
-            files,
-            Sockets(*map(self._sockets, ("turn-udp", "turn-tcp", "turn-tls", "turn-alternate-udp"))),
-            self._guard,
-            own_hosts=self._hosts,
-            keys=[key.secret for key in self._secrets],
-            is_registered=lambda id_: self._directory.is_registered(id_, now()),
-            counters=self._counters,
-            call_peers=self._call_peers,
-            share=(self._crew.number, self._crew.workers),
-        )
-        media.forbid(self._refused_peers())
-        for name, listener in configuration.listeners.items():
-            ports = [sock.getsockname()[1] for sock in self._sockets("listener", name) if listener.turn]
-            if listener.tls is not Switch.OFF:
-                media.places += [Place("turns", port, "tcp") for port in ports]
-            if listener.tls is not Switch.ON:
-                media.places += [Place("turn", port, "tcp") for port in ports]
-        return media
-
     def _narrow(self) -> None:
         """After signalling: calls that ended, or moved their media, allow less than before (rule P6)."""
-        narrowed = self._call_peers.take_narrowed() if self._call_peers is not None else None
+        narrowed = self._base.call_peers.take_narrowed() if self._base.call_peers is not None else None
         if narrowed and self._media is not None:
             self._media.narrow(narrowed)
-
-    def _sockets(self, kind: str, name: str = "") -> list[socket.socket]:
-        return [
-            sock for endpoint, sock in self._endpoints.items() if endpoint.kind == kind and name in ("", endpoint.name)
-        ]
 
     # Addresses
 
     def _refused_peers(self) -> set[Address]:
         """Rule P5: our own listeners and the SIP transport addresses of every backend."""
-        return self._addresses.of_all_workers() | {address for _, address in self._resolver.known_addresses().hops}
+        return self._base.addresses.of_all_workers() | {address for _, address in self._resolver.known_addresses().hops}
 
     def _backend_status(self, domain: str) -> dict[str, object]:
         if domain in self._configuration.embedded_domains:
@@ -447,9 +283,3 @@ class Gateway:
         deadline = now() + seconds
         while not done() and now() < deadline:
             gevent.sleep(0.02)
-
-
-def _call_peers(configuration: Configuration) -> CallPeers | None:
-    """Where signalling tells TURN of calls, if TURN wants to know (rule P6)."""
-    turn = configuration.turn
-    return CallPeers() if turn is not None and turn.peer_policy is PeerPolicy.CALL else None
