@@ -1103,7 +1103,7 @@ def test_finished_transactions_leave_nothing_behind(hop: Hop) -> None:
     assert not [kept for kept in left if kept.key[0] in (b"z9hG4bK-in9999", b"z9hG4bK-out9999", b"z9hG4bK-in0")]
 
 
-def test_heap_is_bounded_while_the_clock_stands_still() -> None:
+def test_timers_are_bounded_while_the_clock_stands_still() -> None:
     """Short transactions over flows end at once; their timers must not pile up until they would fire."""
     machines = layer()
     for number in range(20000):

@@ -23,6 +23,10 @@ from wsgate.sip.targets import Target
 from wsgate.sip.transaction import Send
 from wsgate.ws.frames import CloseCode
 
+TIMER_TICK_SECONDS = 0.02
+"""The timers of the machines gather so long: none that counts is shorter than half a second, and under load there is
+one for every message."""
+
 AFTER_ERROR_SECONDS = 1.0
 """After an internal error the timers run again, but not at once."""
 
@@ -76,7 +80,7 @@ class Signalling:
         stream.flow = flow
         self._streams[flow.id] = stream
         if flow.identity is not None:
-            self._timer.arm(self._edge.next_timer())
+            self._arm()
 
     def message(self, stream: WebSocketStream, data: bytes) -> None:
         """One message of a browser."""
@@ -131,7 +135,15 @@ class Signalling:
                 self.backends.connect(effect.hop)
         if self.after is not None:
             self.after()
-        self._timer.arm(self._edge.next_timer())
+        self._arm()
+
+    def _arm(self) -> None:
+        """See that the timers run when they are due; where they run within a tick anyway, nothing is asked."""
+        tick = now() + TIMER_TICK_SECONDS
+        if self._timer.is_due_by(tick):
+            return
+        deadline = self._edge.next_timer()
+        self._timer.arm(None if deadline is None else max(deadline, tick))
 
     def stop(self) -> None:
         """No more timers."""

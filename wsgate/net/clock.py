@@ -38,6 +38,10 @@ class LoopTimer:
         self._watcher = hub.loop.timer(max(0.0, deadline - now()))
         self._watcher.start(self._fire, update=True)
 
+    def is_due_by(self, at: float) -> bool:
+        """True when it fires at `at` or before."""
+        return self._deadline is not None and self._deadline <= at
+
     def stop(self) -> None:
         """Disarm."""
         self._deadline = None

@@ -61,7 +61,7 @@ __all__ = [
 ]
 
 TIMERS_AT_ONCE = 1000
-"""How many timers one call of `handle_timer` serves; `next_timer` is then still due."""
+"""How many timers of one length one call of `handle_timer` serves; `next_timer` is then still due."""
 
 PROVISIONALS_REMEMBERED = 16
 """Different provisionals of one INVITE (a forked one) among which a retransmission is known (I6)."""
@@ -230,13 +230,11 @@ class TransactionLayer:
         return self._timers.next()
 
     def handle_timer(self, now: float) -> list[Effect]:
-        """Serve the timers that are due, at most TIMERS_AT_ONCE."""
+        """Serve the timers that are due, at most TIMERS_AT_ONCE of each length."""
         effects: list[Effect] = []
-        for _ in range(TIMERS_AT_ONCE):
-            due = self._timers.pop(now)
-            if due is None:
-                break
-            self._step(due[0], due[1], now, effects)
+        for transaction, event in self._timers.due(now, TIMERS_AT_ONCE):
+            # One that ended meanwhile has no row for anything.
+            self._step(transaction, event, now, effects)
         return effects
 
     def _receive_ack(self, key: Key, message: Message, hop: Hop, now: float, effects: list[Effect]) -> None:

@@ -1,15 +1,15 @@
-"""The timers of all transactions: their lengths (RFC 3261 table 4) and one heap of deadlines. Pure."""
+"""The timers of all transactions: their lengths (RFC 3261 table 4) and the deadlines in order. Pure."""
 
 from __future__ import annotations
 
 import dataclasses
-from heapq import heapify, heappop, heappush
+from collections import deque
 
 from wsgate.sip.transaction_effects import Transaction
 from wsgate.sip.transaction_tables import Event, State
 
 STALE_TIMERS_ALLOWED = 1000
-"""Timers of ended transactions that the heap may hold, besides eight for each live one."""
+"""Timers of ended transactions that the queue of one length may hold, besides two for each live one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,22 +25,22 @@ class TransactionSettings:
 
 
 class Timers:
-    """Deadlines in one heap, each a tuple of time, number of the transaction, and event.
+    """Deadlines in one queue for each length of timer, each a tuple of time, number of the transaction, and event.
 
-    Nothing is ever cancelled: a timer whose transaction is no longer in `live` is passed over, one that its state no
-    longer waits for has no row in the table.
+    Clocks go forward, so that each queue is in order by itself. Nothing is ever cancelled: a timer whose transaction
+    is no longer in `live` is passed over, one that its state no longer waits for has no row in the table.
     """
 
-    __slots__ = ("_delays", "_heap", "_live", "_settings")
+    __slots__ = ("_delays", "_live", "_queues", "_settings")
 
     def __init__(self, settings: TransactionSettings, live: dict[int, Transaction]) -> None:
         self._settings = settings
         self._live = live
-        self._heap: list[tuple[float, int, Event]] = []
+        self._queues: dict[float, deque[tuple[float, int, Event]]] = {}
         self._delays = _delays(settings)
 
     def __len__(self) -> int:
-        return len(self._heap)
+        return sum(map(len, self._queues.values()))
 
     def start(self, transaction: Transaction, timer: Event, now: float) -> bool:
         """Start a timer. False: its length is zero and it fires at once. A, E and G never fire over a stream."""
@@ -51,26 +51,41 @@ class Timers:
             delay = self._next_interval(transaction, timer)
         if delay == 0:
             return False
-        heappush(self._heap, (now + delay, transaction.number, timer))
-        if len(self._heap) > 8 * len(self._live) + STALE_TIMERS_ALLOWED:
-            self._heap = [entry for entry in self._heap if entry[1] in self._live]
-            heapify(self._heap)
+        queue = self._queues.get(delay)
+        if queue is None:
+            queue = self._queues[delay] = deque()
+        elif len(queue) > 2 * len(self._live) + STALE_TIMERS_ALLOWED:
+            queue = self._queues[delay] = deque(entry for entry in queue if entry[1] in self._live)
+        queue.append((now + delay, transaction.number, timer))
         return True
 
     def next(self) -> float | None:
         """When the earliest timer fires, None for never."""
-        heap = self._heap
-        while heap and heap[0][1] not in self._live:
-            heappop(heap)
-        return heap[0][0] if heap else None
+        live = self._live
+        earliest = None
+        for queue in self._queues.values():
+            while queue and queue[0][1] not in live:
+                queue.popleft()
+            if queue and (earliest is None or queue[0][0] < earliest):
+                earliest = queue[0][0]
+        return earliest
 
-    def pop(self, now: float) -> tuple[Transaction, Event] | None:
-        """The earliest timer that is due, taken out; None when there is none."""
-        due = self.next()
-        if due is None or due > now:
-            return None
-        _when, number, event = heappop(self._heap)
-        return self._live[number], event
+    def due(self, now: float, at_most: int) -> list[tuple[Transaction, Event]]:
+        """The timers that are due, taken out, in the order of their times; `at_most` of each length.
+
+        The transaction of one may end by one before it.
+        """
+        live = self._live
+        due: list[tuple[float, int, Event]] = []
+        for queue in self._queues.values():
+            for _ in range(min(at_most, len(queue))):
+                if queue[0][0] > now:
+                    break
+                entry = queue.popleft()
+                if entry[1] in live:
+                    due.append(entry)
+        due.sort()
+        return [(live[number], event) for _when, number, event in due]
 
     def _next_interval(self, transaction: Transaction, timer: Event) -> float:
         """Of the retransmissions: A doubles without bound, E and G up to T2; E is T2 in Proceeding."""
