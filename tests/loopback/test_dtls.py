@@ -53,12 +53,21 @@ def make_site(tmp_path: Path) -> Iterator[Callable[..., SecureSite]]:
 class Secured:
     """A DTLS client that looks like a socket: `sendto` and `recv` of what is inside. `lose` datagrams are not sent."""
 
-    def __init__(self, site: Site, sock: Any = None, alpn: tuple[bytes, ...] = (), lose: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        site: Site,
+        sock: Any = None,
+        alpn: tuple[bytes, ...] = (),
+        lose: tuple[int, ...] = (),
+        ciphers: bytes = b"",
+    ) -> None:
         self.socket = sock or udp()
         self.to = site.listeners[0].getsockname()
         context = SSL.Context(SSL.DTLS_CLIENT_METHOD)
         if alpn:
             context.set_alpn_protos(list(alpn))
+        if ciphers:
+            context.set_cipher_list(ciphers)
         self.connection = SSL.Connection(context, None)
         self.connection.set_ciphertext_mtu(1200)
         self.connection.set_connect_state()
@@ -333,3 +342,27 @@ def test_large_datagrams_before_the_cookie_leave_nothing_behind(make_site: Calla
         sock.sendto(4 * record, site.listeners[0].getsockname())
     eventually(lambda: site.counters["turn_garbage_dropped"] == 3)
     assert Secured(site).handshake()
+
+
+@pytest.mark.parametrize("cipher", [b"ECDHE-ECDSA-AES128-SHA", b"ECDHE-ECDSA-AES128-CCM"])
+def test_weak_ciphers_are_refused(make_site: Callable[..., SecureSite], cipher: bytes) -> None:
+    """Rule E2, RFC 9325 §4.2: what TLS on streams does not take is not taken here either."""
+    site = make_site()
+    client = Secured(site, ciphers=cipher + b":@SECLEVEL=0")
+    with pytest.raises(SSL.Error, match="alert handshake failure"):
+        client.handshake()
+    eventually(lambda: not len(site.dtls))
+    strong = Secured(site).handshake()
+    assert "GCM" in (strong.connection.get_cipher_name() or "")
+
+
+def test_renegotiation_is_refused_and_harms_nothing(make_site: Callable[..., SecureSite]) -> None:
+    """Rule E2: a client may not make the server do one handshake after the other (RFC 9325 §3.5)."""
+    site = make_site()
+    secured = Secured(site).handshake()
+    phone = Phone(site, sock=secured)
+    phone.allocate()
+    assert secured.connection.renegotiate()
+    with pytest.raises(SSL.Error, match="no renegotiation"):
+        secured.handshake()
+    assert site.server.counters.values["turn_dtls_opened"] == 1

@@ -48,7 +48,16 @@ message."""
 CHECK_SECONDS = 0.5
 """How often a handshake is looked at, to send again what may have been lost."""
 
-_OPTIONS = (SSL.OP_COOKIE_EXCHANGE or 0) | SSL.OP_NO_QUERY_MTU | SSL.OP_NO_TICKET | SSL.OP_NO_COMPRESSION
+_OPTIONS = (
+    (SSL.OP_COOKIE_EXCHANGE or 0)
+    | SSL.OP_NO_QUERY_MTU
+    | SSL.OP_NO_TICKET
+    | SSL.OP_NO_COMPRESSION
+    | SSL.OP_NO_RENEGOTIATION
+    | SSL.OP_CIPHER_SERVER_PREFERENCE
+)
+_CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:ECDHE+AES:DHE+AES:!SHA1:!AESCCM:!aNULL:!eNULL:!PSK:!SRP"
+"""Keys of one association only, no broken hash: what the standard library allows TLS on streams (RFC 9325 §4.2)."""
 _DTLS_1_2 = 0xFEFD
 _HEADER_BYTES = 13
 _HANDSHAKE, _CLIENT_HELLO = 22, 1
@@ -314,6 +323,7 @@ class Associations:
         context = SSL.Context(SSL.DTLS_SERVER_METHOD)
         context.set_min_proto_version(_DTLS_1_2)
         context.set_options(_OPTIONS)
+        context.set_cipher_list(_CIPHERS)
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
         context.set_cookie_generate_callback(lambda _: self._cookie(0))
         context.set_cookie_verify_callback(lambda _, cookie: self._is_cookie(bytes(cookie)))
