@@ -146,16 +146,19 @@ class Gateway:
         users = read_users(configuration, files)
         jwt_keys = read_jwt_keys(configuration, files)
         contexts = client_contexts(configuration, files)
-        for listener in self._listeners:
-            settings = configuration.listeners.get(listener.name)
-            context = self._contexts.get(listener.name)
-            if settings is None:
-                continue
-            if context is not None and settings.certificate:
-                context.reload(files.path(settings.certificate), optional_path(files, settings.private_key))
-            listener.reload(settings, configuration.websocket)
+        # All is read before anything changes: one bad certificate must not leave half of the new settings behind.
+        prepared = [
+            self._contexts[name].prepare(files.path(settings.certificate), optional_path(files, settings.private_key))
+            for name, settings in configuration.listeners.items()
+            if name in self._contexts and settings.certificate
+        ]
         if self._media is not None and configuration.turn is not None:
-            self._media.reload(configuration.turn, files)
+            prepared.append(self._media.prepare(configuration.turn, files))
+        for take in prepared:
+            take()
+        for listener in self._listeners:
+            if listener.name in configuration.listeners:
+                listener.reload(configuration.listeners[listener.name], configuration.websocket)
         self._digest.users = users
         forward_headers = self._configuration.identity.forward_headers
         identity = dataclasses.replace(configuration.identity, forward_headers=forward_headers)

@@ -98,8 +98,8 @@ class Media:
         self._relay = Relay(self.server, [*sockets.udp, *sockets.alternate], tick=settings.relay_tick)
         self.streams = TurnStreams(self._relay, guard, counters)
         self._context: ServerContext | None = None
+        certificate = _certificate(settings, files)
         if settings.certificate:
-            certificate = files.path(settings.certificate), files.path(settings.private_key)
             self._context = ServerContext(*certificate, alpn_protocols=ALPN_TURN)
         self._dtls: Associations | None = None
         if settings.dtls and settings.certificate:
@@ -146,19 +146,30 @@ class Media:
         (rule P6)."""
         self._relay.apply(self.server.reconsider_registrations(registrations))
 
-    def reload(self, settings: TurnSettings, files: Files) -> None:
-        """Take users, secrets and the lists of peers anew. Raises WsgateError and then changes nothing."""
+    def prepare(self, settings: TurnSettings, files: Files) -> Callable[[], None]:
+        """Read users, secrets, certificates and the lists of peers anew (SIGHUP).
+
+        Nothing has changed until what this returns is called, which cannot fail. Raises WsgateError.
+        """
         credentials = read_credentials(settings, files, self._registrations)
+        peers = self._peers(settings)
+        contexts: list[Callable[[], None]] = []
         if self._context is not None and settings.certificate:
-            certificate = files.path(settings.certificate), files.path(settings.private_key)
-            self._context.reload(*certificate)
+            certificate = _certificate(settings, files)
+            contexts.append(self._context.prepare(*certificate))
             if self._dtls is not None:
-                self._dtls.reload(*certificate)
-        self._settings = settings
-        self.server.reload(credentials)
-        self.server.peers = self._peers(settings)
-        self.server.peers.forbid(self._forbidden)
-        self._relay.apply(self.server.reconsider())
+                contexts.append(self._dtls.prepare(*certificate))
+
+        def take() -> None:
+            for take_context in contexts:
+                take_context()
+            self._settings = settings
+            self.server.reload(credentials)
+            self.server.peers = peers
+            self.server.peers.forbid(self._forbidden)
+            self._relay.apply(self.server.reconsider())
+
+        return take
 
     def uris(self, host: str) -> tuple[str, ...]:
         """What browsers are told of this server (`uris`): as configured, or every port of it at `host` (rule A5)."""
@@ -251,6 +262,11 @@ def read_credentials(settings: TurnSettings, files: Files, registrations: Regist
         except CredentialsError as error:
             raise ConfigurationError(f"{settings.oauth_keys}: {error}", section="turn", option="oauth_keys") from None
     return Credentials(settings.realm, users, secrets, settings.shared_secret_hash, registrations, token_keys)
+
+
+def _certificate(settings: TurnSettings, files: Files) -> tuple[str, str]:
+    """Where certificate and key are opened; without `private_key` the key stands behind the certificate."""
+    return files.path(settings.certificate), files.path(settings.private_key or settings.certificate)
 
 
 def _read(files: Files, name: str, option: str) -> str:

@@ -210,10 +210,15 @@ class Associations:
     def __len__(self) -> int:
         return len(self._open)
 
-    def reload(self, certificate: str, private_key: str) -> None:
-        """Read the files again (SIGHUP). Raises StartError and then keeps what was."""
-        self._context = self._new_context(certificate, private_key)
-        self._listening.clear()
+    def prepare(self, certificate: str, private_key: str) -> Callable[[], None]:
+        """Read the files again (SIGHUP); nothing has changed until what this returns is called. Raises StartError."""
+        context = self._new_context(certificate, private_key)
+
+        def take() -> None:
+            self._context = context
+            self._listening.clear()
+
+        return take
 
     def receive(self, sock: socket.socket, data: bytes, source: SocketAddress) -> None:
         """One datagram whose first byte is of FIRST_BYTES (rule E2)."""

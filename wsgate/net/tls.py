@@ -106,9 +106,18 @@ class ServerContext:
         """The context for the next connection."""
         return self._context
 
+    def prepare(self, certificate: str, private_key: str = "") -> Callable[[], None]:
+        """Read the files again (SIGHUP); nothing has changed until what this returns is called. Raises StartError."""
+        context = server_context(certificate, private_key, self._alpn_protocols)
+
+        def take() -> None:
+            self._context = context
+
+        return take
+
     def reload(self, certificate: str, private_key: str = "") -> None:
-        """Read the files again (SIGHUP). Raises StartError and keeps the old context when they cannot be used."""
-        self._context = server_context(certificate, private_key, self._alpn_protocols)
+        """Read the files again. Raises StartError and keeps the old context when they cannot be used."""
+        self.prepare(certificate, private_key)()
 
 
 def _load(context: ssl.SSLContext, certificate: str, private_key: str) -> None:
