@@ -24,7 +24,7 @@ FLOORS = {
         " sip/transaction_effects sip/transaction_timers sip/transaction sip/targets sip/siblings"
         " sip/compose sip/location sip/dead_targets"
         " sip/dialogs sip/gruu sip/location_service sip/contacts"
-        " sip/registration sip/registrar sip/heirs sip/settings sip/decisions sip/proxy"
+        " sip/registration sip/accounts sip/registrar sip/heirs sip/settings sip/decisions sip/proxy"
         " sip/tracking sip/contexts sip/calls sip/connections sip/probes sip/attempts sip/forwarding sip/screening"
         " sip/services sip/identities sip/orphans sip/journal sip/edge"
         " turn/tokens turn/auth turn/settings turn/peers turn/allocation turn/framing turn/answers turn/bandwidth"

@@ -539,23 +539,27 @@ FROM_ANONYMOUS = b'"Anonymous" <sip:anonymous@anonymous.invalid>'
 def test_from_registered_on_this_flow_passes():
     office = Office()
     office.register(CONTACT, flow=b"one")
-    assert office.registrar.judge_from(invite(office, b"<sip:alice@EXAMPLE.com;x=y>"), b"one", office.now).allowed
-    judged = office.registrar.judge_from(invite(office, FROM_ALICE), b"two", office.now)
+    assert office.registrar.accounts.judge_from(
+        invite(office, b"<sip:alice@EXAMPLE.com;x=y>"), b"one", office.now
+    ).allowed
+    judged = office.registrar.accounts.judge_from(invite(office, FROM_ALICE), b"two", office.now)
     assert (judged.allowed, judged.status) == (False, 407)
     assert judged.headers[0][0] == b"Proxy-Authenticate"
-    assert not office.registrar.judge_from(invite(office, b"<sip:bob@example.com>"), b"one", office.now).allowed
+    assert not office.registrar.accounts.judge_from(
+        invite(office, b"<sip:bob@example.com>"), b"one", office.now
+    ).allowed
 
 
 def test_a_registration_that_is_over_proves_nothing():
     office = Office()
     office.register(CONTACT + b";expires=60")
-    assert office.registrar.judge_from(invite(office, FROM_ALICE), b"one", office.now + 59).allowed
-    assert office.registrar.judge_from(invite(office, FROM_ALICE), b"one", office.now + 60).status == 407
+    assert office.registrar.accounts.judge_from(invite(office, FROM_ALICE), b"one", office.now + 59).allowed
+    assert office.registrar.accounts.judge_from(invite(office, FROM_ALICE), b"one", office.now + 60).status == 407
 
 
 def test_anonymous_only_from_a_flow_that_has_registered_or_by_digest():
     office = Office()
-    judge = office.registrar.judge_from
+    judge = office.registrar.accounts.judge_from
     assert judge(invite(office, FROM_ANONYMOUS), b"one", office.now).status == 407
     assert judge(invite(office, FROM_ANONYMOUS, authenticated=True), b"one", office.now).allowed
     office.register(CONTACT, flow=b"one")
@@ -569,7 +573,7 @@ def test_digest_lets_a_user_speak_for_himself_only():
 
     def judged(from_: bytes, **options) -> int:
         message = invite(office, from_, authenticated=True, **options)
-        judgement = office.registrar.judge_from(message, b"one", office.now)
+        judgement = office.registrar.accounts.judge_from(message, b"one", office.now)
         return 200 if judgement.allowed else judgement.status
 
     assert judged(FROM_ALICE) == 200

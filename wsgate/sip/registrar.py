@@ -1,4 +1,4 @@
-"""The embedded registrar (RFC 3261 §10.3, RFC 5626 §6, RFC 5627 §5, RFC 3327 §5.3; rules G2, G3, G4, G5). Pure."""
+"""The embedded registrar (RFC 3261 §10.3, RFC 5626 §6, RFC 5627 §5, RFC 3327 §5.3; rules G2, G3, G5). Pure."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from wsgate.errors import ProtocolError
 from wsgate.metrics import Counters
 from wsgate.registrations import Registration, registration_key
 from wsgate.settings import TEXT, choice, integer, listed, option
+from wsgate.sip.accounts import Accounts, Challenge, HeaderLines, owns, phrase
 from wsgate.sip.contacts import (
     MALFORMED_EXPIRES_SECONDS,
     BindingChange,
@@ -25,7 +26,7 @@ from wsgate.sip.contacts import (
 )
 from wsgate.sip.digest import Digest, DigestAlgorithm
 from wsgate.sip.gruu import TemporaryGruus, public_gruu
-from wsgate.sip.headers import Uri, date_value, parse_name_addr, parse_uri
+from wsgate.sip.headers import date_value, parse_name_addr, parse_uri
 from wsgate.sip.location_service import LocationService
 from wsgate.sip.message import Message, warning
 
@@ -37,15 +38,10 @@ MAX_PATH_BYTES = 4096
 """Length of all Path values together; every binding of the request keeps them."""
 MAX_CALL_ID_BYTES = 512
 """Length of a Call-ID; the binding keeps it."""
-ANONYMOUS = b"anonymous@anonymous.invalid"
-"""The From of a caller who wants to stay unnamed (RFC 3323 §4.1, G4)."""
-
 MEMORY = "memory"
 """The `store` that is none."""
 
 _SUPPORTED = (b"path", b"outbound", b"gruu")
-
-HeaderLines = tuple[tuple[bytes, bytes], ...]
 
 
 def _store(text: str) -> str:
@@ -78,15 +74,6 @@ class RegistrarAnswer(NamedTuple):
     user: str = ""
 
 
-class Judgement(NamedTuple):
-    """Whether a browser may say this From (G4), or the answer it gets."""
-
-    allowed: bool
-    status: int = 0
-    reason: str = ""
-    headers: HeaderLines = ()
-
-
 class _Refused(Exception):
     """Ends the processing of one request with this answer; nothing was changed."""
 
@@ -97,9 +84,9 @@ class _Refused(Exception):
 
 
 class Registrar:
-    """Registers, and judges From, for domains with `target = embedded`; `location` looks up.
+    """Registers for domains with `target = embedded`; `location` looks up, `accounts` knows who is who.
 
-    `settings` and the users of `digest` may be replaced on a reload. `flow_timer` is of [sip], in seconds (R4). Without
+    The users of `digest` may be replaced on a reload. `flow_timer` is of [sip], in seconds (R4). Without
     `temporary_gruus` only public GRUUs are given out.
     """
 
@@ -113,12 +100,13 @@ class Registrar:
         flow_timer: int = 120,
         temporary_gruus: TemporaryGruus | None = None,
     ) -> None:
-        self.settings = settings
-        self.flow_timer = flow_timer
-        self.location = LocationService(directory, self._is_user, temporary_gruus)
+        self._settings = settings
+        self._flow_timer = flow_timer
+        self.accounts = Accounts(settings.realm, directory, digest, counters)
+        self.location = LocationService(directory, self.accounts.is_user, temporary_gruus)
         self._temporary_gruus = temporary_gruus
         self._directory = directory
-        self._digest = digest
+        self._wall_offset = digest.wall_offset
         self._counters = counters
         self._date = (0, b"")
 
@@ -135,35 +123,12 @@ class Registrar:
         except OutOfOrder as error:
             # RFC 3261 §12.2.2 has the status for a CSeq that does not rise.
             answer = RegistrarAnswer(
-                500, _phrase(error.reason), (warning("this CSeq does not rise within its Call-ID"),)
+                500, phrase(error.reason), (warning("this CSeq does not rise within its Call-ID"),)
             )
         except ProtocolError as error:
-            answer = RegistrarAnswer(400, _phrase(error.reason), (warning(error.reason),))
+            answer = RegistrarAnswer(400, phrase(error.reason), (warning(error.reason),))
         self._counters.count("registrar_accepted" if answer.status == 200 else "registrar_refused")
         return answer
-
-    def judge_from(self, message: Message, flow: bytes, now: float) -> Judgement:
-        """Whether this flow may send this request without To tag with its From (G4)."""
-        try:
-            aor = message.from_.parsed_uri().address_of_record
-        except ProtocolError as error:
-            return Judgement(False, 400, _phrase(error.reason + " in From"), (warning(error.reason + " in From"),))
-        registered = {own for own in self._directory.aors_of(flow) if self._is_registered(own, flow, now)}
-        if aor in registered or (registered and aor == ANONYMOUS):
-            return Judgement(True)
-        realm = self.settings.realm
-        lines = message.lines(b"proxy-authorization")
-        user, stale = self._digest.verify(lines, message.method, message.uri, realm, now)
-        if user is None:
-            self._counters.count("digest_stale" if stale else "digest_failed" if lines else "digest_challenged")
-            challenge = self._digest.challenge(realm, True, stale, now)
-            return Judgement(
-                False, 407, "Proxy Authentication Required", (*challenge, warning(self._credentials_missing(stale)))
-            )
-        if aor == ANONYMOUS or self._may_call_as(user, aor, message):
-            return Judgement(True)
-        text = "From is neither registered on this connection nor the AOR of the user who authenticated"
-        return Judgement(False, 403, "From belongs to another user", (warning(text),))
 
     # REGISTER, step by step (RFC 3261 §10.3)
 
@@ -196,25 +161,15 @@ class Registrar:
 
     def _authenticate(self, message: Message, now: float) -> str:
         """Step 3."""
-        realm = self.settings.realm
-        lines = message.lines(b"authorization")
-        user, stale = self._digest.verify(lines, message.method, message.uri, realm, now)
-        if user is None:
-            self._counters.count("digest_stale" if stale else "digest_failed" if lines else "digest_challenged")
-            challenge = self._digest.challenge(realm, False, stale, now)
-            raise _Refused(401, "Unauthorized", self._credentials_missing(stale), challenge)
+        user = self.accounts.authenticate(message, now, is_proxy=False)
+        if isinstance(user, Challenge):
+            raise _Refused(401, "Unauthorized", user.why, user.headers)
         return user
-
-    def _credentials_missing(self, stale: bool) -> str:
-        """The same text for an unknown user, a wrong password, and none at all (rule G3)."""
-        if stale:
-            return "the nonce has been used up; the new one is to be used"
-        return f"digest credentials of the realm {self.settings.realm} are needed ([registrar] users)"
 
     def _authorize(self, message: Message, user: str) -> bytes:
         """Steps 4 and 5: the AOR, which belongs to this user and to the domain of the Request-URI."""
         to = message.to.parsed_uri()
-        if not _owns(user, to):
+        if not owns(user, to):
             raise _Refused(403, "Forbidden", "this user may not register this address of record")
         if to.host != parse_uri(message.uri).host:
             raise _Refused(404, "Not Found", "the domain of To is not that of the Request-URI")
@@ -231,25 +186,25 @@ class Registrar:
             if len(values) > 1 or expires is None or parse_seconds(expires) != 0:
                 raise ProtocolError("Contact * must stand alone and with Expires 0")
             return None
-        if len(values) > max(MAX_CONTACTS_PER_REQUEST, self.settings.max_contacts):
+        if len(values) > max(MAX_CONTACTS_PER_REQUEST, self._settings.max_contacts):
             raise ProtocolError("too many Contacts in one request")
         outbound = message.has_token(b"supported", b"outbound")
-        default = self.settings.max_expires if expires is None else parse_seconds(expires)
+        default = self._settings.max_expires if expires is None else parse_seconds(expires)
         requests = [parse_contact(value, outbound, default) for value in values]
         for request in requests:
-            if 0 < request.seconds < min(self.settings.min_expires, MALFORMED_EXPIRES_SECONDS):
-                shortest = b"%d" % self.settings.min_expires
-                why = f"[registrar] min_expires is {self.settings.min_expires}"
+            if 0 < request.seconds < min(self._settings.min_expires, MALFORMED_EXPIRES_SECONDS):
+                shortest = b"%d" % self._settings.min_expires
+                why = f"[registrar] min_expires is {self._settings.min_expires}"
                 raise _Refused(423, "Interval Too Brief", why, [(b"Min-Expires", shortest)])
         if sum(1 for request in requests if request.reg_id and request.seconds) > 1:
             raise ProtocolError("more than one Contact with reg-id")
-        return [request._replace(seconds=min(request.seconds, self.settings.max_expires)) for request in requests]
+        return [request._replace(seconds=min(request.seconds, self._settings.max_expires)) for request in requests]
 
     def _make_room(
         self, old: Sequence[Binding], new: tuple[Binding, ...], registered: Sequence[Binding]
     ) -> tuple[Binding, ...]:
         """Keep to max_contacts: bindings of closed flows go first, oldest first (G2)."""
-        excess = len(new) - self.settings.max_contacts
+        excess = len(new) - self._settings.max_contacts
         if excess <= 0 or len(new) <= len(old):
             return new
         fresh = {id(binding) for binding in registered}
@@ -259,7 +214,7 @@ class Registrar:
             if binding.flow and not self._directory.has_flow(binding.flow) and id(binding) not in fresh
         ]
         if len(dead) < excess:
-            raise _Refused(403, "Too Many Contacts", f"[registrar] max_contacts is {self.settings.max_contacts}")
+            raise _Refused(403, "Too Many Contacts", f"[registrar] max_contacts is {self._settings.max_contacts}")
         dead.sort(key=lambda binding: binding.registered_at)
         leaving = {id(binding) for binding in dead[:excess]}
         return tuple(binding for binding in new if id(binding) not in leaving)
@@ -299,9 +254,9 @@ class Registrar:
         if path and message.has_token(b"supported", b"path"):
             lines += [(b"Path", value) for value in path]
         if outbound:
-            lines += [(b"Require", b"outbound"), (b"Flow-Timer", b"%d" % self.flow_timer)]
+            lines += [(b"Require", b"outbound"), (b"Flow-Timer", b"%d" % self._flow_timer)]
         lines.append((b"Supported", b", ".join(_SUPPORTED)))
-        lines.append((b"Date", self._date_at(int(now + self._digest.wall_offset))))
+        lines.append((b"Date", self._date_at(int(now + self._wall_offset))))
         return tuple(lines)
 
     def _gruus(self, binding: Binding) -> bytes:
@@ -318,23 +273,6 @@ class Registrar:
         if self._date[0] != wall_second:
             self._date = (wall_second, date_value(wall_second))
         return self._date[1]
-
-    # Who is who
-
-    def _is_user(self, aor: bytes) -> bool:
-        user = aor.rpartition(b"@")[0].decode("utf-8", "replace")
-        realm = self.settings.realm
-        return (user, realm) in self._digest.users or (aor.decode("utf-8", "replace"), realm) in self._digest.users
-
-    def _is_registered(self, aor: bytes, flow: bytes, now: float) -> bool:
-        return any(found.flow == flow and found.expires_at > now for found in self._directory.bindings(aor))
-
-    def _may_call_as(self, user: str, aor: bytes, message: Message) -> bool:
-        try:
-            own = _owns(user, message.from_.parsed_uri())
-            return own and aor.rpartition(b"@")[2].decode() == parse_uri(message.uri).host
-        except ProtocolError:
-            return False
 
 
 def _key(binding: Binding) -> tuple[bytes, bytes, int]:
@@ -404,13 +342,3 @@ def _check_first_hop(message: Message, path: tuple[bytes, ...]) -> None:
         return
     if not path or b"ob" not in parse_name_addr(path[-1]).parsed_uri().parameters:
         raise _Refused(439, "First Hop Lacks Outbound Support", "the first proxy left no ob in its Path (RFC 5626)")
-
-
-def _owns(user: str, uri: Uri) -> bool:
-    """A user owns the AOR of the same name; the user name may also be the whole AOR."""
-    aor = uri.address_of_record
-    return user.encode() in (aor.rpartition(b"@")[0], aor)
-
-
-def _phrase(reason: str) -> str:
-    return reason[:1].upper() + reason[1:]

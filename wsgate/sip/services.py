@@ -123,7 +123,7 @@ class Services:
     ) -> list[Branch] | Answer:
         """Rules G1, G4, G6: whose call, where to, one branch for each instance."""
         if arrival.flow is not None and not message.to_tag:
-            judged = registrar.judge_from(message, arrival.flow.id, now)
+            judged = registrar.accounts.judge_from(message, arrival.flow.id, now)
             if not judged.allowed:
                 return Answer(judged.status, judged.reason, tuple(judged.headers))
         found = registrar.location.lookup(parse_uri(message.uri), now)
