@@ -20,6 +20,7 @@ from wsgate.turn.allocation import (
     JoinConnection,
     OpenConnection,
     OpenRelays,
+    PassStream,
     RelayAddress,
     Reply,
 )
@@ -68,13 +69,17 @@ class StreamPhone(Phone):
 
     def connect(self, peer: Address = PEER) -> int:
         """Send a Connect that is not answered yet; the number of the connection."""
-        login = (stun.USERNAME(self.user), stun.REALM("sixteen.char.rlm"), stun.NONCE(self.nonce))
-        integrity = (stun.Integrity.SHA1, self.key)
-        assert self.raw(Method.CONNECT, *login, stun.XOR_PEER_ADDRESS(peer), integrity=integrity) is None
-        [opened] = self.effects
+        opened = self.unanswered(Method.CONNECT, stun.XOR_PEER_ADDRESS(peer))
         assert isinstance(opened, OpenConnection)
         assert (opened.relay, opened.peer) == (self.world.listening[-1], peer)
         return opened.connection
+
+    def unanswered(self, method: Method, *fields: Any) -> Effect:
+        """Send a request that is not answered yet; what it brings about."""
+        login = (stun.USERNAME(self.user), stun.REALM("sixteen.char.rlm"), stun.NONCE(self.nonce))
+        assert self.raw(method, *login, *fields, integrity=(stun.Integrity.SHA1, self.key)) is None
+        [effect] = self.effects
+        return effect
 
     def refused(self, method: Method, *fields: Any) -> int:
         """The error of a request that comes to nothing else."""
@@ -260,6 +265,35 @@ def test_connection_bind_of_nothing_is_400(world: StreamWorld, phone: StreamPhon
     world.is_stream = True
     assert code(data.claim(number)) == 0
     assert StreamPhone(world, path=9).refused(Method.CONNECTION_BIND, stun.CONNECTION_ID(number)) == 400
+
+
+@pytest.mark.parametrize("worker", [0, 1, 2])
+def test_of_several_workers_the_owner_of_a_connection_gets_its_stream(worker: int) -> None:
+    """Rule C1: the kernel spreads the streams of a client, RFC 6062 §5.4 knows nothing of that."""
+    world = StreamWorld(share=(worker, 3))
+    control = StreamPhone(world)
+    control.listens()
+    numbers = [established(world, control, Address("8.8.4.4", port)) for port in range(1, 21)]
+    assert {number % 3 for number in numbers} == {worker}
+    other = StreamWorld(share=((worker + 1) % 3, 3))
+    data = StreamPhone(other, path=8)
+    assert data.refused(Method.CONNECTION_BIND, stun.CONNECTION_ID(numbers[0] + 1)) == 400, "its own, and unknown"
+    passed = data.unanswered(Method.CONNECTION_BIND, stun.CONNECTION_ID(numbers[0]))
+    assert isinstance(passed, PassStream)
+    assert (passed.worker, passed.client) == (worker, data.client)
+    same = StreamPhone(world, path=8)
+    [_, joined] = world.receive(passed.request, same.client)
+    assert joined == JoinConnection(numbers[0], same.client, "alice"), "judged again there, with the same nonce"
+
+
+def test_a_stream_is_passed_to_no_other_worker_without_authentication() -> None:
+    """Rules A1, C1."""
+    world = StreamWorld(share=(0, 2))
+    phone = StreamPhone(world)
+    assert code(phone.raw(Method.CONNECTION_BIND, stun.CONNECTION_ID(1))) == 401
+    phone.key = b"wrong"
+    assert phone.refused(Method.CONNECTION_BIND, stun.CONNECTION_ID(1)) == 401
+    assert "turn_streams_passed" not in world.counters.values
 
 
 def test_connection_bind_of_another_user_is_441(world: StreamWorld, phone: StreamPhone) -> None:

@@ -48,6 +48,7 @@ class World:
         self,
         relay_addresses: tuple[RelayAddress, ...] = (RelayAddress(RELAY, RELAY),),
         calls: CallPeers | None = None,
+        share: tuple[int, int] = (0, 1),
         **options: Any,
     ) -> None:
         self.now = 1000.0
@@ -68,6 +69,7 @@ class World:
             random_bytes=random.Random(7).randbytes,
             counters=self.counters,
             calls=calls,
+            share=share,
         )
 
     def settle(self, effects: list[Effect]) -> list[Effect]:

@@ -133,6 +133,10 @@ class Media:
             self._dtls.stop()
         self._relay.stop()
 
+    def pass_streams(self, pass_stream: Callable[[int, Address, socket.socket], bool]) -> None:
+        """Where streams for TCP allocations of other workers go (RFC 6062; rule C1)."""
+        self._relay.connections.pass_stream = pass_stream
+
     def forbid(self, addresses: Iterable[Address]) -> None:
         """No relaying to these addresses and ports: our own listeners and the backends' SIP (rule P5)."""
         forbidden = frozenset(addresses)

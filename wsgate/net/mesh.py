@@ -6,6 +6,7 @@ queues are bounded; a worker that does not read costs the others nothing but tha
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import gevent
 from gevent import get_hub
 
+from wsgate.addr import Address
 from wsgate.log import logger
 from wsgate.metrics import Counters
 from wsgate.net.clock import LoopTimer, now
@@ -47,6 +49,8 @@ class Mesh:
         self._counters = counters
         self._retry = LoopTimer(self.flush)
         self._greenlet: gevent.Greenlet | None = None
+        self.adopt: Callable[[socket.socket, Address], None] | None = None
+        """Takes the streams of TURN clients that other workers pass on."""
 
     def start(self) -> None:
         """Ask the others what they know, and begin to read."""
@@ -68,6 +72,22 @@ class Mesh:
         done = [self._send(worker, outlet) for worker, outlet in self._outlets.items()]
         if not all(done):
             self._retry.arm(now() + RETRY_SECONDS)
+
+    def pass_stream(self, worker: int, client: Address, sock: socket.socket) -> bool:
+        """Give `worker` the stream of a TURN client (RFC 6062; rule C1); False where it cannot take it now."""
+        try:
+            socket.send_fds(self._outlets[worker], [json.dumps(client).encode("ascii")], [sock.fileno()])
+        except (KeyError, OSError):
+            return False
+        return True
+
+    def _take_stream(self, descriptor: int, client: bytes) -> None:
+        sock = socket.socket(fileno=descriptor)
+        if self.adopt is None:
+            sock.close()
+            return
+        host, port = json.loads(client)
+        self.adopt(sock, Address(str(host), int(port)))
 
     def _send(self, worker: int, outlet: socket.socket) -> bool:
         """True when nothing is left for this worker."""
@@ -102,7 +122,10 @@ class Mesh:
         heard = False
         try:
             for _ in range(MESSAGES_PER_TURN):
-                data = self._inbox.recv(MAX_MESSAGE_BYTES)
+                data, descriptors, _, _ = socket.recv_fds(self._inbox, MAX_MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+                if descriptors:
+                    self._take_stream(descriptors[0], data)
+                    continue
                 heard = True
                 self._sharing.take(data, now())
         except BlockingIOError:

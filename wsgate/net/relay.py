@@ -35,6 +35,7 @@ from wsgate.turn.allocation import (
     OpenConnection,
     OpenRelays,
     Part,
+    PassStream,
     Permit,
     Reply,
     Revoke,
@@ -384,6 +385,7 @@ _APPLY: dict[type[Effect], Callable[[Relay, Any], list[Effect] | None]] = {
     SendToPeer: Relay._send_to_peer,
     OpenConnection: lambda relay, effect: relay.connections.open(effect),
     JoinConnection: lambda relay, effect: relay.connections.join(effect),
+    PassStream: lambda relay, effect: relay.connections.pass_on(effect),
     CloseConnection: lambda relay, effect: relay.connections.close(effect),
 }
 """Who applies which effect."""

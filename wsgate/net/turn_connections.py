@@ -19,7 +19,7 @@ from wsgate.log import logger
 from wsgate.metrics import Counters
 from wsgate.net.clock import LoopTimer
 from wsgate.net.turn_side import Side
-from wsgate.turn.allocation import Client, CloseConnection, Effect, JoinConnection, OpenConnection
+from wsgate.turn.allocation import Client, CloseConnection, Effect, JoinConnection, OpenConnection, PassStream
 from wsgate.turn.bandwidth import Bucket
 from wsgate.turn.server import TurnServer
 
@@ -97,6 +97,9 @@ class TurnConnections:
         self._waiting: list[tuple[float, int, Callable[[], None]]] = []
         self._serial = 0
         self._timer = LoopTimer(self._tick)
+        self._passed = 0
+        self.pass_stream: Callable[[int, Address, socket.socket], bool] | None = None
+        """Gives a worker the stream of the client at an address; False: it cannot be had."""
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -160,6 +163,36 @@ class TurnConnections:
             self.over(effect.connection)
             return
         peer.join(stream, self.engine.server.bandwidth_of(effect.user))
+
+    def pass_on(self, effect: PassStream) -> None:
+        """The connection is another worker's: it gets one end of two joined sockets, the client's stream the other.
+
+        So TLS ends here, where its keys are, and back-pressure and half-close reach from end to end.
+        """
+        stream = self.engine.stream_of(effect.client)
+        if stream is None or self.pass_stream is None:
+            return
+        try:
+            near, far = socket.socketpair()
+        except OSError:
+            self._not_passed(stream)
+            return
+        near.setblocking(False)
+        with far:
+            done = self.pass_stream(effect.worker, effect.client.address, far)
+        if not done:
+            near.close()
+            self._not_passed(stream)
+            return
+        self._passed += 1
+        # Below all CONNECTION-IDs: the other worker knows of them, our server does not.
+        peer = self._peers[-self._passed] = _Peer(self, -self._passed, near)
+        peer.join(stream, None, effect.request)
+
+    def _not_passed(self, stream: ClientStream) -> None:
+        self.engine.counters.count("turn_streams_not_passed")
+        # Its frames are being read just now.
+        get_hub().loop.run_callback(stream.end)
 
     def close(self, effect: CloseConnection) -> None:
         """The server wants it closed."""
@@ -273,21 +306,22 @@ class _Peer:
             effects = engine.server.connected(self._number, engine.now())
         engine.apply(effects)
 
-    def join(self, stream: ClientStream, bucket: Bucket | None) -> None:
-        """Move bytes between peer and client from now on."""
+    def join(self, stream: ClientStream, bucket: Bucket | None, first: bytes = b"") -> None:
+        """Move bytes between peer and client from now on; `first` goes to the peer in front of everything."""
         self._stream = stream
         self.bucket = bucket
         taken = stream.hand_over(self.end)
         self.spend(len(taken.unread))
         for sock in (self._socket, taken.socket):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if sock.family != socket.AF_UNIX:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
                 sock.setsockopt(socket.SOL_SOCKET, option, KERNEL_BUFFER_BYTES)
         client, peer = Side(self, taken.socket), Side(self, self._socket)
         self._sides = client, peer
         self._linger = get_hub().loop.timer(HALF_CLOSED_SECONDS, repeat=HALF_CLOSED_SECONDS)
         client.start(peer, taken.unsent)
-        peer.start(client, taken.unread)
+        peer.start(client, first + taken.unread)
 
     def close(self) -> None:
         """Close both sides."""

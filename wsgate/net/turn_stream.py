@@ -255,7 +255,24 @@ class TurnStreams:
             # Without gevent's wrapper and its two watchers.
             sock = socket.socket(sock.family, socket.SOCK_STREAM, 0, sock.detach())
             sock.setblocking(False)
-        stream = TurnStream(self, sock, accepted.peer, accepted.claim)
+        self._begin(TurnStream(self, sock, accepted.peer, accepted.claim), data)
+
+    def adopt(self, sock: socket.socket, client: Address) -> None:
+        """Serve a client's stream that another worker carries to us, for a connection of ours (rule C1)."""
+        guard = self._guard
+        if not guard.open():
+            self.counters.count("listener_dropped_connections")
+            sock.close()
+            return
+        if guard.overloaded or not guard.claim(client.host):
+            self.counters.count("turn_streams_refused")
+            guard.close()
+            sock.close()
+            return
+        sock.setblocking(False)
+        self._begin(TurnStream(self, sock, client, client.host), b"")
+
+    def _begin(self, stream: TurnStream, data: bytes) -> None:
         self._open.add(stream)
         self.counters.count("turn_streams_opened")
         self._watch(stream)

@@ -129,6 +129,15 @@ class JoinConnection(NamedTuple):
     user: str
 
 
+class PassStream(NamedTuple):
+    """The stream of `client` is for a connection of another worker: `request` and what follows is to be carried there,
+    and back."""
+
+    worker: int
+    client: Client
+    request: bytes
+
+
 class CloseConnection(NamedTuple):
     """Close the connection with the peer, and the stream that is joined to it."""
 
@@ -148,6 +157,7 @@ Effect = (
     | SendToPeer
     | OpenConnection
     | JoinConnection
+    | PassStream
     | CloseConnection
 )
 

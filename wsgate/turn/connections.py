@@ -14,7 +14,15 @@ from typing import NamedTuple
 from wsgate.addr import Address
 from wsgate.metrics import Counters
 from wsgate.turn import stun
-from wsgate.turn.allocation import Allocation, CloseConnection, Effect, JoinConnection, OpenConnection, Reply
+from wsgate.turn.allocation import (
+    Allocation,
+    CloseConnection,
+    Effect,
+    JoinConnection,
+    OpenConnection,
+    PassStream,
+    Reply,
+)
 from wsgate.turn.answers import Answers, Request
 from wsgate.turn.bandwidth import Buckets
 from wsgate.turn.stun import MessageClass, Method
@@ -25,6 +33,7 @@ CONNECT_SECONDS = 30.0
 BIND_SECONDS = 30.0
 """So long a client has to claim one (RFC 6062 §5.2, §5.3)."""
 _ID_DRAWS = 16
+_ID_END = 1 << 32
 
 
 class State(enum.Enum):
@@ -93,7 +102,10 @@ class Connections:
         answers: Answers,
         random_bytes: Callable[[int], bytes],
         counters: Counters,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
+        """`share` is the number of this worker and how many there are: a CONNECTION-ID says whose it is."""
+        self._worker, self._workers = share
         self._limits = limits
         self._answers = answers
         self._random_bytes = random_bytes
@@ -159,6 +171,10 @@ class Connections:
 
     def claim(self, request: Request, number: int | None) -> list[Effect]:
         """A ConnectionBind on a stream of its own (RFC 6062 §5.4), by the user of the allocation."""
+        if number is not None and number % self._workers != self._worker:
+            # The kernel spreads a client's streams over the workers; that one judges the request again.
+            self._counters.count("turn_streams_passed")
+            return [PassStream(number % self._workers, request.client, request.message.data)]
         connection = None if number is None else self._connections.get(number)
         if connection is None or connection.state is not State.PENDING:
             return self._answers.error(request, 400)
@@ -219,9 +235,11 @@ class Connections:
         return connection
 
     def _draw(self) -> int:
-        """A CONNECTION-ID that is not in use; 0 when none was found."""
-        draws = (int.from_bytes(self._random_bytes(4), "big") for _ in range(_ID_DRAWS))
-        return next((number for number in draws if number and number not in self._connections), 0)
+        """A CONNECTION-ID that is not in use and tells this worker from the others; 0 when none was found."""
+        count = self._workers
+        draws = (int.from_bytes(self._random_bytes(4), "big") // count * count for _ in range(_ID_DRAWS))
+        mine = (number + self._worker for number in draws if number < _ID_END - count)
+        return next((number for number in mine if number and number not in self._connections), 0)
 
     def _wait(self, connection: Connection, deadline: float) -> None:
         while self._deadlines and self._deadlines[0][1].state is not self._deadlines[0][2]:

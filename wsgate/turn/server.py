@@ -79,7 +79,7 @@ class TurnServer:
             settings.connects_per_second,
         )
         self._bandwidth = Buckets(settings.user_bandwidth) if settings.user_bandwidth else None
-        self._connections = Connections(connections, self._answers, random_bytes, counters)
+        self._connections = Connections(connections, self._answers, random_bytes, counters, share)
         self._allocator = Allocator(
             limits,
             self.relay_addresses,

@@ -186,6 +186,11 @@ class Message:
         self.values.clear()
 
     @property
+    def data(self) -> bytes:
+        """The whole message as it came."""
+        return self._data
+
+    @property
     def size_bytes(self) -> int:
         """The length of the whole message."""
         return len(self._data)
