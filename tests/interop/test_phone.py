@@ -274,6 +274,7 @@ def test_mute_silences_and_the_level_meters_move(phone: Opener) -> None:
     # The fake microphone beeps: what was on its way still sounds once, then whole seconds stay silent.
     wait_for(lambda: bob.peak("remote") < 0.1, "silence at the other side")
     assert alice.data("muted") == "yes"
+    assert "microphone off" in alice.page.evaluate("document.getElementById('call-state').textContent")
     assert alice.page.evaluate("document.getElementById('mute').getAttribute('aria-pressed')") == "true"
     alice.page.click("#mute")
     assert alice.data("muted") == "no"
@@ -324,6 +325,8 @@ def test_refusals_of_a_call_are_told(phone: Opener) -> None:
     alice, bob, carol = phone("alice"), phone("bob", ring="1"), phone("carol")
     alice.call("nobody")
     assert "nobody was not found" in alice.wait_message("not-found")
+    alice.call("alice")
+    assert "leads back to this phone" in alice.wait_message("own-address")
     alice.call("sips:bob@phone.test")
     alice.wait_message("bad-target")
 

@@ -47,6 +47,7 @@ export const messages = {
   declined: { text: ({ peer }) => `${peer} declined the call.` },
   "no-answer": { text: ({ peer }) => `${peer} did not answer.` },
   unavailable: { text: ({ peer }) => `${peer} is not available just now.`, hint: "Perhaps nobody is signed in there." },
+  "own-address": { text: ({ peer }) => `The call to ${peer} leads back to this phone.`, hint: "Enter the number or the name of somebody else." },
   "call-forbidden": { text: ({ peer }) => `The server does not allow a call to ${peer}.` },
   "media-mismatch": { text: ({ peer }) => `${peer} and this browser have no audio format in common.` },
   "call-failed": { text: ({ peer, status }) => `The call to ${peer} failed${status ? ` (${status})` : ""}.` },
@@ -83,6 +84,7 @@ export function callMessage(status) {
   if (status === 408 || status === 487) return "no-answer";
   if (status === 480 || status === 430) return "unavailable";
   if (status === 401 || status === 403 || status === 407) return "call-forbidden";
+  if (status === 482) return "own-address";
   if (status === 415 || status === 488 || status === 606) return "media-mismatch";
   return "call-failed";
 }

@@ -86,15 +86,23 @@ function showCall() {
   $("timer").hidden = state !== "active";
   $("keypad").hidden = inCall && state !== "active";
   $("hang-up-text").textContent = state === "incoming" ? "Decline" : state === "active" ? "Hang up" : "Cancel";
-  $("call-state").textContent = CALL_TEXT[state] ?? "";
+  showCallState();
   $("peer").textContent = peer;
   $("initial").textContent = peer.replace(/^sip:/i, "").slice(0, 1).toUpperCase();
   document.title = inCall ? `${peer} – ${CALL_TEXT[state]}` : "wsgate phone";
 }
 
+function showCallState() {
+  const { state } = call;
+  const interrupted = state === "active" && (phone.dataset.media === "disconnected" || phone.dataset.media === "failed");
+  const text = interrupted ? "Connection interrupted…" : (CALL_TEXT[state] ?? "");
+  $("call-state").textContent = state === "active" && muted ? `${text}, microphone off` : text;
+}
+
 function showMuted() {
   phone.dataset.muted = muted ? "yes" : "no";
   $("mute").setAttribute("aria-pressed", String(muted));
+  showCallState();
 }
 
 function showTones() {
@@ -282,6 +290,7 @@ const handlers = {
 
   ice(state) {
     phone.dataset.media = state;
+    showCallState();
   },
 
   remote(stream) {
