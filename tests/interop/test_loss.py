@@ -13,7 +13,7 @@ import pytest
 from tests.interop.daemon import Daemon
 from tests.interop.kamailio import PASSWORD, Kamailio
 from tests.interop.lossy import Direction, DropFirst, LossyRelay
-from tests.interop.party import Desk, Party
+from tests.interop.party import Party, Phone
 from tests.interop.process import free_port, wait_for
 from tests.interop.sipp import Sipp, register
 from tests.interop.softphone import Softphone, header, headers
@@ -181,7 +181,7 @@ def test_seeded_loss_doubling_and_delay(line: Line) -> None:
 def test_delay_beyond_t1_and_reordering(line: Line) -> None:
     """I1, B4: both sides send again what is only late, and the browser sees each thing once."""
     line.relay.delay = 1.0
-    desk = Desk(line.kamailio.port, DESK)
+    desk = Phone(line.kamailio.port, DESK)
     alice = Party(line.gateway.address, "alice", PASSWORD)
     try:
         alice.register()

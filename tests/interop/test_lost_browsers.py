@@ -15,11 +15,7 @@ import pytest
 
 from tests.interop.cut_relay import Cut, CutRelay
 from tests.interop.daemon import Daemon
-from tests.interop.process import wait_for
-from tests.interop.raw import header, headers
-from tests.interop.softphone import Softphone
-from tests.interop.softphone import header as header_of_text
-from tests.interop.two_ends import (
+from tests.interop.party import (
     CALLS,
     DOMAIN,
     FAR,
@@ -35,6 +31,10 @@ from tests.interop.two_ends import (
     leg_of_called,
     leg_of_caller,
 )
+from tests.interop.process import wait_for
+from tests.interop.raw import header, headers
+from tests.interop.softphone import Softphone
+from tests.interop.softphone import header as header_of_text
 
 ORPHAN_GRACE, RECONNECT_GRACE = 0.5, 2.0
 

@@ -17,11 +17,7 @@ import pytest
 from tests.dns_server import DnsServer, Fault
 from tests.interop.daemon import Daemon
 from tests.interop.kamailio import PASSWORD, Kamailio
-from tests.interop.process import accepts, wait_for
-from tests.interop.raw import header
-from tests.interop.sipp import register
-from tests.interop.softphone import Softphone
-from tests.interop.two_ends import (
+from tests.interop.party import (
     CALLS,
     DOMAIN,
     FAR,
@@ -37,6 +33,10 @@ from tests.interop.two_ends import (
     leg_of_called,
     leg_of_caller,
 )
+from tests.interop.process import accepts, wait_for
+from tests.interop.raw import header
+from tests.interop.sipp import register
+from tests.interop.softphone import Softphone
 
 
 class End(enum.Enum):

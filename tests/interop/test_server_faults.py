@@ -18,7 +18,7 @@ import pytest
 from tests.dns_server import DnsServer
 from tests.interop.daemon import Daemon
 from tests.interop.kamailio import PASSWORD, Kamailio
-from tests.interop.party import Desk, Party
+from tests.interop.party import Party, Phone
 from tests.interop.process import free_port, wait_for
 from tests.interop.raw import UdpPeer, answer, header
 from tests.interop.softphone import Softphone
@@ -82,14 +82,14 @@ def test_n5_others_are_served_at_once_while_a_server_is_silent(silence: Silence)
     """N2, N5: another browser, another server; and the same browser whose call waits."""
     with closing(Party(silence.gateway.address, "dave", PASSWORD)) as dave:
         for party in (dave, silence.alice):
-            ours = (party.call_id, party.tag, party.remote, party.target, party.cseq)
+            ours = party.leg, party.cseq
             began = time.monotonic()
             party.call("erin", domain="third.test", method="OPTIONS")
             request, source = silence.other.receive_until(b"OPTIONS ")
             silence.other.send(answer(request, "200 OK", tag="e"), source)
             party.response(200, "OPTIONS")
             assert time.monotonic() - began < 3
-            party.call_id, party.tag, party.remote, party.target, party.cseq = ours
+            party.leg, party.cseq = ours
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_restart_of_the_server_in_the_middle_of_a_call(transport: str, ends: s
         gateway = Daemon(tmp_path / "wsgate", f"[backend example.test]\ntarget = {target}\nprobe_interval = 1\n")
         stack.callback(gateway.stop)
         alice = stack.enter_context(closing(Party(gateway.address, "alice", PASSWORD)))
-        desk = stack.enter_context(closing(Desk(kamailio.port)))
+        desk = stack.enter_context(closing(Phone(kamailio.port)))
         alice.register()
 
         def call() -> None:
@@ -115,7 +115,7 @@ def test_a_restart_of_the_server_in_the_middle_of_a_call(transport: str, ends: s
 
         def hang_up(who: str) -> None:
             if who == "desk":
-                desk.send("BYE", 2)
+                desk.send("BYE")
                 alice.answer(alice.request("BYE"), "200 OK")
                 desk.peer.receive_until(b"SIP/2.0 200", 10)
             else:
@@ -226,7 +226,7 @@ def test_n3_what_a_silent_server_costs(silence: Silence) -> None:
     began = time.monotonic()
     silence.bob.call("somebody", domain="pair.test")
     request = b""
-    while silence.bob.call_id.encode() not in request:  # the first call may have been sent twice
+    while silence.bob.leg.call_id.encode() not in request:  # the first call may have been sent twice
         request, source = silence.second.receive_until(b"INVITE ")
     silence.second.send(answer(request, "486 Busy Here", tag="t"), source)
     silence.bob.response(486, "INVITE")

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from tests.interop.daemon import READY, Daemon
-from tests.interop.party import Party
+from tests.interop.party import NO_DIALOG, Party
 from tests.interop.process import free_port, wait_for
 from tests.interop.raw import UdpPeer, answer, header, headers, sip
 from tests.interop.registration import EMBEDDED, PASSWORD, register_phone, write_users
@@ -209,7 +209,7 @@ class Office(NamedTuple):
         number = next(NUMBER)
         lines = [f"Via: SIP/2.0/UDP 127.0.0.1:{self.server.port};branch=z9hG4bKs{number};rport", "Max-Forwards: 70"]
         lines += ["From: <sip:pbx@example.test>;tag=pbx", f"To: {party.aor}" + (f";tag={tag}" if tag else "")]
-        lines += [f"Call-ID: {party.call_id or number}", f"CSeq: {number} {method}"]
+        lines += [f"Call-ID: {party.leg.call_id or number}", f"CSeq: {number} {method}"]
         lines += [f"Contact: <sip:pbx@127.0.0.1:{self.server.port}>"]
         data = sip(f"{method} {uri or party.uri} SIP/2.0", *lines, *fields)
         self.server.send(data, self.address(worker))
@@ -304,12 +304,10 @@ def test_a_dialog_follows_its_client_to_another_worker(office: Office, stack: Ex
     accepted = office.answered()
     routes = [part for value in headers(accepted, "Record-Route") for part in value.split(",")][::-1]
     tag = header(accepted, "To").partition("tag=")[2]
-    call_id = carol.call_id
     carol.ws.close()
     carol.ws = browser_on(office.gateway, 1)
     office.register(carol)
     for worker in (0, 1):
-        carol.call_id = call_id
         office.request("INFO", carol, worker, *(f"Route: {route}" for route in routes), tag=tag)
         carol.answer(carol.request("INFO"), "200 OK")
         assert office.answered().startswith(b"SIP/2.0 200 ")
@@ -317,7 +315,7 @@ def test_a_dialog_follows_its_client_to_another_worker(office: Office, stack: Ex
     arrived, source = office.server.receive_until(b"INFO ")
     office.server.send(answer(arrived, "200 OK"), source)
     carol.response(200, "INFO")
-    carol.call_id = ""
+    carol.leg = NO_DIALOG
     office.request("MESSAGE", carol, 1, f"Route: {path}")
     assert office.answered().startswith(b"SIP/2.0 480 ")
 
@@ -344,10 +342,7 @@ def test_a_body_too_large_for_a_datagram_passes_between_browsers(three: Daemon, 
         stack.callback(leave, party)
     establish(alice, bob)
     body = "x" * 100_000
-    lines = [f"Via: SIP/2.0/WS browser.invalid;branch=z9hG4bKb{next(NUMBER)}", "Max-Forwards: 70"]
-    lines += [f"From: {alice.aor};tag={alice.tag}", f"To: {alice.remote}", f"Call-ID: {alice.call_id}"]
-    lines += [f"Route: {route}" for route in alice.routes]
-    alice.ws.send(sip(f"MESSAGE {alice.target} SIP/2.0", *lines, "CSeq: 7 MESSAGE", body=body))
+    alice.ws.send(alice.leg.request("MESSAGE", 7, alice.via, body=body))
     arrived = bob.request("MESSAGE")
     assert arrived.endswith(body.encode())
     bob.answer(arrived, "200 OK")
