@@ -46,6 +46,8 @@ class Plan(NamedTuple):
     databases: tuple[FileReference, ...]
     notices: tuple[str, ...]
     workers: int = 1
+    hosts: tuple[str, ...] = ()
+    """The addresses of this machine that clients may send to, loopback and link-local apart."""
 
     @property
     def directory(self) -> Path:
@@ -104,6 +106,8 @@ def _report(path: str) -> dict[str, Any]:
 
 
 def _encoded(configuration: Configuration) -> dict[str, Any]:
+    from wsgate.crew import own_hosts
+
     process = configuration.process
     return {
         "path": configuration.path,
@@ -120,6 +124,7 @@ def _encoded(configuration: Configuration) -> dict[str, Any]:
         "databases": configuration.databases(),
         "notices": configuration.notices,
         "workers": process.workers,
+        "hosts": [host for host in own_hosts() if not host.startswith(("127.", "::1", "fe80:"))],
     }
 
 
@@ -131,6 +136,7 @@ def _decoded(report: dict[str, Any]) -> Plan:
     states = tuple(FileReference(*reference) for reference in report.pop("states"))
     report["databases"] = tuple(FileReference(*reference) for reference in report["databases"])
     places, notices = tuple(report.pop("places")), tuple(report.pop("notices"))
+    report["hosts"] = tuple(report["hosts"])
     return Plan(endpoints=endpoints, files=files, states=states, places=places, notices=notices, **report)
 
 

@@ -29,6 +29,10 @@ MAX_FILE_BYTES = 64 * 1024 * 1024
 FREE_PORT_TRIES = 20
 """How often a port that is free for UDP is tried for TCP too, where port 0 was asked for."""
 
+OWN_ADDRESSES_MAX = 64
+"""At so many addresses of this machine a UDP wildcard of [turn] has sockets of their own."""
+
+_WILDCARDS = ("0.0.0.0", "::")
 _NO_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 
@@ -38,13 +42,17 @@ def open_sockets(plan: Plan) -> dict[Endpoint, socket.socket]:
     `[::]` on a machine without IPv6 is left out with a warning. SIP over UDP and TCP get the same port where it is 0.
     A port that several workers share has one socket for each (SO_REUSEPORT): the kernel spreads connections, and the
     packets of one UDP client stay with one worker. The first is bound without that, so that a port of somebody else is
-    still found taken.
+    still found taken. A wildcard of TURN over UDP has a further socket for each address of this machine, under its
+    endpoint with that address: STUN is answered from where it was asked (RFC 8489 §6.3.1), and of a wildcard the kernel
+    chooses the source.
     """
     opened: dict[Endpoint, socket.socket] = {}
     try:
         for endpoint, place in zip(plan.endpoints, plan.places, strict=True):
             try:
-                opened[endpoint] = _opened(endpoint, opened, plan.workers > 1 and endpoint.shared)
+                hosts = _hosts_behind(endpoint, plan)
+                opened[endpoint] = _opened(endpoint, opened, (plan.workers > 1 and endpoint.shared) or bool(hosts))
+                opened.update(_at_each(hosts, endpoint, opened))
             except OSError as error:
                 protocol = "UDP" if endpoint.datagram else "TCP"
                 if endpoint.address.host == "::" and error.errno in _NO_FAMILY:
@@ -60,6 +68,36 @@ def open_sockets(plan: Plan) -> dict[Endpoint, socket.socket]:
         close_all(opened)
         raise
     return opened
+
+
+def _hosts_behind(endpoint: Endpoint, plan: Plan) -> tuple[str, ...]:
+    """The addresses that a UDP wildcard of TURN stands for where there are several; of one the kernel has no choice."""
+    if endpoint.kind != "turn-udp" or endpoint.address.host not in _WILDCARDS:
+        return ()
+    hosts = tuple(host for host in plan.hosts if (":" in host) == (":" in endpoint.address.host))
+    if len(hosts) > OWN_ADDRESSES_MAX and not endpoint.worker:
+        logger.warning(
+            "%s [turn] udp: of %d addresses only %d are sure to be answered from; name those that clients use",
+            plan.path,
+            len(hosts),
+            OWN_ADDRESSES_MAX,
+        )
+    return hosts[:OWN_ADDRESSES_MAX] if len(hosts) > 1 else ()
+
+
+def _at_each(
+    hosts: Iterable[str], endpoint: Endpoint, opened: Mapping[Endpoint, socket.socket]
+) -> dict[Endpoint, socket.socket]:
+    """Sockets beside that of a wildcard; one that cannot be had is left to it."""
+    found = {}
+    port = opened[endpoint].getsockname()[1]
+    for host in hosts:
+        address = Address(host, port)
+        try:
+            found[endpoint._replace(address=address)] = _bound(address, datagram=True, shared=True)
+        except OSError as error:
+            logger.debug("UDP %s is left to %s: %s", address, endpoint.address, error.strerror)
+    return found
 
 
 def _opened(endpoint: Endpoint, opened: Mapping[Endpoint, socket.socket], shared: bool) -> socket.socket:

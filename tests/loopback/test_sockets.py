@@ -7,6 +7,7 @@ import os
 import select
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,11 +16,21 @@ from wsgate.addr import Address
 from wsgate.errors import StartError
 from wsgate.handover import INI, Endpoint, FileReference, Files
 from wsgate.plan import Plan, own_names, read
-from wsgate.sockets import addresses, close_all, close_files, close_streams, inbox, open_sockets, read_files, reopen
+from wsgate.sockets import (
+    OWN_ADDRESSES_MAX,
+    addresses,
+    close_all,
+    close_files,
+    close_streams,
+    inbox,
+    open_sockets,
+    read_files,
+    reopen,
+)
 
 
 def plan(
-    *endpoints: Endpoint, path: str = "/etc/wsgate.ini", files: tuple[FileReference, ...] = (), **changes: str
+    *endpoints: Endpoint, path: str = "/etc/wsgate.ini", files: tuple[FileReference, ...] = (), **changes: Any
 ) -> Plan:
     made = Plan(
         path=path,
@@ -214,3 +225,42 @@ def test_an_inbox_keeps_the_borders_of_messages_and_is_bounded():
     assert 10 < sent < 100_000
     reading.close()
     writing.close()
+
+
+def test_turn_over_udp_is_at_each_address_behind_a_wildcard():
+    """RFC 8489 §6.3.1: an answer comes from where the request went; with one address the kernel has no choice."""
+    hosts = ("127.0.0.1", "127.0.0.2", "2001:db8::1")
+    for workers in (1, 2):
+        asked = [Endpoint("turn-udp", "turn", Address("0.0.0.0", 0), number) for number in range(workers)]
+        opened = open_sockets(plan(*asked, hosts=hosts, workers=workers))
+        port = opened[asked[0]].getsockname()[1]
+        assert set(opened) == {
+            *asked,
+            *(one._replace(address=Address(host, port)) for one in asked for host in hosts[:2]),
+        }
+        assert {sock.getsockname() for sock in opened.values()} == {
+            (host, port) for host in ("0.0.0.0", "127.0.0.1", "127.0.0.2")
+        }
+        close_all(opened)
+    for address, places in ((Address("0.0.0.0", 0), hosts[1:]), (Address("127.0.0.1", 0), hosts)):
+        only = open_sockets(plan(Endpoint("turn-udp", "turn", address), hosts=places))
+        assert len(only) == 1
+        close_all(only)
+
+
+def test_addresses_behind_a_wildcard_are_bounded_and_may_fail(caplog: pytest.LogCaptureFixture):
+    """A machine may have thousands; one that has just gone is no reason not to start."""
+    hosts = ("127.0.0.1", "192.0.2.77", *(f"127.0.1.{number}" for number in range(100)))
+    opened = open_sockets(plan(Endpoint("turn-udp", "turn", Address("0.0.0.0", 0)), hosts=hosts))
+    assert len(opened) == OWN_ADDRESSES_MAX
+    assert "of 102 addresses only 64" in caplog.text
+    close_all(opened)
+
+
+def test_a_port_of_somebody_else_behind_a_wildcard_is_found_taken():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        taken.bind(("127.0.0.2", 0))
+        asked = Endpoint("turn-udp", "turn", Address("0.0.0.0", taken.getsockname()[1]))
+        with pytest.raises(StartError, match="Address already in use"):
+            open_sockets(plan(asked, hosts=("127.0.0.1", "127.0.0.2")))
