@@ -24,7 +24,14 @@ from wsgate.turn.allocation import (
     RelayAddress,
     Reply,
 )
-from wsgate.turn.connections import BIND_SECONDS, CONNECT_SECONDS, TRANSITIONS, Event, State
+from wsgate.turn.connections import (
+    BIND_SECONDS,
+    CONNECT_SECONDS,
+    DEADLINES_STALE_MAX,
+    TRANSITIONS,
+    Event,
+    State,
+)
 from wsgate.turn.peers import Peers
 from wsgate.turn.settings import PeerPolicy
 from wsgate.turn.stun import Method
@@ -445,3 +452,14 @@ def test_every_state_can_be_left() -> None:
     """The table: what is closed stays closed."""
     assert {state for state, _ in TRANSITIONS} == set(State) - {State.CLOSED}
     assert {event for _, event in TRANSITIONS} == set(Event)
+
+
+def test_peers_that_come_and_go_leave_no_deadlines(world: StreamWorld, phone: StreamPhone) -> None:
+    """C1, Q1: behind a connection that waits to be claimed, those that ended at once do not gather for 30 s."""
+    phone.permit(PEER)
+    assert world.server.accepted(phone.client, PEER, world.now)[0]
+    for port in range(1, 1000):
+        number, _ = world.server.accepted(phone.client, PEER._replace(port=port), world.now)
+        world.server.connection_closed(number)
+    assert len(world.server._connections._deadlines) <= DEADLINES_STALE_MAX + 2
+    assert CloseConnection in map(type, world.wait(CONNECT_SECONDS)), "the one that waits still has its own"

@@ -34,6 +34,8 @@ BIND_SECONDS = 30.0
 """So long a client has to claim one (RFC 6062 §5.2, §5.3)."""
 _ID_DRAWS = 16
 _ID_END = 1 << 32
+DEADLINES_STALE_MAX = 64
+"""Deadlines of connections that are over, besides two for each that is not: peers come and go faster than 30 s."""
 
 
 class State(enum.Enum):
@@ -245,6 +247,8 @@ class Connections:
         while self._deadlines and self._deadlines[0][1].state is not self._deadlines[0][2]:
             self._deadlines.popleft()
         self._deadlines.append((deadline, connection, connection.state))
+        if len(self._deadlines) > 2 * len(self) + DEADLINES_STALE_MAX:
+            self._deadlines = deque(entry for entry in self._deadlines if entry[1].state is entry[2])
 
     def _close(self, number: int) -> Effect:
         self._end(self._connections[number], Event.ENDED)
