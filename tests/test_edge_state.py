@@ -262,3 +262,26 @@ def test_t2_a_token_whose_client_is_known_goes_to_that_client_alone() -> None:
     w.take()
     w.from_backend(stale_bye(old))
     assert w.one().status == 480
+
+
+def signed(data: bytes) -> bytes:
+    """Journal lines with the checksums that they should have."""
+    lines = [line.partition(b" ")[2] for line in data[len(HEAD) :].splitlines()]
+    return HEAD + b"".join(b"%08x %b\n" % (zlib.crc32(line), line) for line in lines)
+
+
+def test_d3_a_line_end_inside_a_value_is_no_state_file() -> None:
+    """What stands in the file is written into our BYE: it may hold no line of its own."""
+    *_, written = journalled()
+    name = b"<sip:alice@example.com>;tag=a1"
+    assert name in written
+    with pytest.raises(JournalError):
+        restarted(signed(written.replace(name, name + b"\\r\\nX-Injected: 1")))
+
+
+def test_d4_a_name_of_the_state_file_that_is_none_stops_no_timer() -> None:
+    """Its checksum is right, so the file is taken; what cannot be said to the other party is left."""
+    *_, written = journalled()
+    after = restarted(signed(written.replace(b"<sip:alice@example.com>;tag=a1", b"<sip:alice@example.com>;;")))
+    after.move(600)
+    assert (after.take(), after.edge.counts()["dialogs"]) == ([], 0)

@@ -199,6 +199,9 @@ def _text(data: bytes) -> str:
 def _bytes(text: str) -> bytes:
     if not isinstance(text, str):
         raise TypeError(text)
+    if "\r" in text or "\n" in text:
+        # What was read off a header line has none; in what is written from it it would begin another line.
+        raise ValueError(text)
     return text.encode("latin-1")
 
 

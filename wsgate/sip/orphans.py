@@ -187,7 +187,8 @@ def _leg() -> Leg:
 
 
 def _message(method: bytes, found: Found, number: int) -> Message | None:
-    """A request of ours inside a dialog, as `found.sender` would write it; None where the far side gave no target."""
+    """A request of ours inside a dialog, as `found.sender` would write it; None where the far side gave no target, or
+    a state file a name that is none."""
     receiver = found.receiver
     if not receiver.target:
         return None
@@ -199,7 +200,7 @@ def _message(method: bytes, found: Found, number: int) -> Message | None:
         b"%b %b SIP/2.0\r\n%bMax-Forwards: 70\r\nFrom: %b\r\nTo: %b\r\nCall-ID: %b\r\nCSeq: %d %b\r\n"
         b"%bContent-Length: 0\r\n\r\n"
     )
-    return Message.parse(
+    message = Message.parse(
         text
         % (
             method,
@@ -213,3 +214,8 @@ def _message(method: bytes, found: Found, number: int) -> Message | None:
             reason,
         )
     )
+    try:
+        _ = message.from_, message.to
+    except ProtocolError:
+        return None
+    return message
