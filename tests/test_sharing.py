@@ -301,6 +301,9 @@ def test_what_is_too_large_is_not_told():
         b'["taken_back",1,["a"],0]',
         b'["unbound",1,["a","b","c","d"],0]',
         b'["peers",1,"id",[["h"]]]',
+        b'["unbound",1,["a","b",Infinity,"d"],0]',
+        b'["gone",1,"00",1' + b"0" * 400 + b"]",
+        b'["dialog",1,' + b"[" * 20000,
     ],
 )
 def test_a_message_that_cannot_be_read_is_counted_and_changes_nothing(data: bytes):

@@ -97,7 +97,7 @@ class Sharing:
             if sender not in self._waiting:
                 raise ValueError("no such worker")
             self._hear(word, sender, rest, now)
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError):
             self._counters.count("directory_messages_malformed")
             return
         self._counters.count("directory_messages_received")
