@@ -172,6 +172,12 @@ def _goes_to(hop: Hop, to: Flow | Address | None) -> bool:
 _branches = count(1)
 
 
+def begin_branches() -> None:
+    """Number the branches of `request` from 1 again, so that what is said does not depend on what was said before."""
+    global _branches  # noqa: PLW0603
+    _branches = count(1)
+
+
 def request(method: str, uri: str, *headers: str, body: bytes = b"", **fields: str) -> bytes:
     """A request as a browser's library would write it; `fields` replace the usual header values."""
     values = {

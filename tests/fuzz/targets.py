@@ -1,0 +1,10 @@
+"""All targets by their names."""
+
+from __future__ import annotations
+
+from tests.fuzz import edge, sip, state, turn, web, websocket
+from tests.fuzz.target import Target
+
+TARGETS: dict[str, Target] = {
+    target.name: target for module in (websocket, web, sip, edge, turn, state) for target in module.TARGETS
+}
