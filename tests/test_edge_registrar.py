@@ -226,7 +226,11 @@ def test_the_first_2xx_wins_and_the_losers_are_cancelled():
 @pytest.mark.parametrize(
     ("answers", "best"),
     [
-        ((486, 404, 480), 404),
+        ((486, 404, 480), 486),
+        ((408, 486, 480), 486),
+        ((408, 404, 430), 404),
+        ((404, 480, 488), 488),
+        ((486, 422, 408), 422),
         ((503, 486, 500), 486),
         ((503, 503, 503), 500),
         ((302, 486, 404), 302),
@@ -242,6 +246,44 @@ def test_the_best_answer_goes_back_when_all_have_answered(answers, best):
         assert world.take(alice) == []
         world.from_browser(bob, response(invite, status, "x", to_tag="t"))
     assert world.one(alice).status == best
+
+
+@pytest.mark.parametrize(
+    ("answers", "best"), [((500, 501), 408), ((486, 500), 486), ((404, 501), 404), ((603, 486), 603)]
+)
+def test_a_branch_without_an_answer_counts_as_408(answers, best):
+    """G6; 3261 §16.8, §16.7 step 6: of the lowest class, so it beats a 5xx; a 4xx that came says more."""
+    world = Office()
+    alice, bobs, invites = forked(world)
+    for bob, invite, status in zip(bobs, invites, answers, strict=False):
+        world.from_browser(bob, response(invite, status, "x", to_tag="t"))
+    world.take(alice)
+    world.move(40)
+    assert world.one(alice).status == best
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_a_branch_without_an_answer_is_no_408_for_what_is_no_invite(status: int):
+    """RFC 4320 §4.2: nothing would go upstream, so what came does."""
+    world = Office()
+    alice, bob = world.phone("alice"), world.phone("bob", INSTANCE.format(1), port=40001)
+    silent = world.phone("bob", INSTANCE.format(2), port=40002)
+    fields = {"from": "<sip:alice@example.com>;tag=a1", "to": "<sip:bob@example.com>"}
+    world.from_browser(alice, request("OPTIONS", "sip:bob@example.com", **fields))
+    assert world.one(silent).method == b"OPTIONS"
+    world.from_browser(bob, response(world.one(bob), status, "x", to_tag="t"))
+    world.move(40)
+    assert [answer.status for answer in world.take(alice)] == [100, status]
+
+
+def test_a_branch_whose_browser_went_counts_as_480():
+    """D5, G6: better than a 5xx of another device."""
+    world = Office()
+    alice, bobs, invites = forked(world)
+    for number in (0, 1):
+        world.from_browser(bobs[number], response(invites[number], 500, "x", to_tag="t"))
+    world.apply(world.edge.flow_closed(bobs[2].id, world.now))
+    assert world.one(alice).status == 480
 
 
 def test_a_6xx_ends_it_for_all():

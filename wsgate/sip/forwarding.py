@@ -14,6 +14,7 @@ from wsgate.addr import Address, Hop
 from wsgate.errors import ProtocolError
 from wsgate.metrics import Counters
 from wsgate.sip.attempts import Attempts
+from wsgate.sip.best_response import best, merge_challenges
 from wsgate.sip.calls import Calls
 from wsgate.sip.contexts import Branch, Context, Effect, Orphaned, Outcome, Retain, Stray
 from wsgate.sip.dead_targets import Place
@@ -303,9 +304,9 @@ class Forwarding:
         if context.answered or any(branch.outcome is Outcome.PENDING for branch in context.branches):
             return
         self._settle(context)
-        best = _best(context.branches)
-        if best is not None and best.response is not None:
-            self._pass(best, best.response, now, effects)
+        chosen = best(context.branches, is_invite=context.message.method == b"INVITE")
+        if chosen is not None and chosen.response is not None:
+            self._pass(chosen, chosen.response, now, effects)
         else:
             self._answer_ourselves(context, now, effects)
         self._tracker.refused(context.dialogs)
@@ -331,7 +332,7 @@ class Forwarding:
         edit = Edit(message)
         edit.drop_values(b"via", 1)  # rule C1: ours alone, the browser's own stays as it is
         if message.status in (401, 407):
-            _merge_challenges(edit, branch, context.branches)
+            merge_challenges(edit, branch, context.branches)
         if context.arrival.flow is None and message.header(b"content-length") is None:
             # Rule I3: a stream needs it, and so does everyone who reads strictly.
             edit.append(b"Content-Length", b"%d" % len(message.body))
@@ -370,6 +371,9 @@ class Forwarding:
         from_browser = context.arrival.flow is not None
         if context.cancelled:
             self._refuse(context, 487, "Request Terminated", "cancelled by the caller", now, effects)
+        elif Outcome.TIMEOUT in outcomes and context.message.method == b"INVITE":
+            # The lowest class (RFC 3261 §16.7 step 6), whatever else came to nothing.
+            self._refuse(context, 408, "Request Timeout", "the next hop did not answer", now, effects)
         elif Outcome.UNAVAILABLE in outcomes:
             self._refuse(context, 500, "Server Internal Error", "the next hop answered 503", now, effects)
         elif Outcome.TOO_LARGE in outcomes:
@@ -426,29 +430,3 @@ def _retry_after(message: Message) -> float:
 
 def _is_over(server: ServerTransaction | None) -> bool:
     return server is None or server.state is State.TERMINATED
-
-
-def _best(branches: list[Branch]) -> Branch | None:
-    """The branch whose answer goes upstream: a 6xx, else the lowest class, 401 and 407 first (RFC 3261 §16.7)."""
-    answered = [branch for branch in branches if branch.response is not None]
-    return min(answered, key=_rank, default=None)
-
-
-def _rank(branch: Branch) -> tuple[int, int]:
-    status = branch.response.status if branch.response is not None else 999
-    if status >= 600:
-        return 0, status
-    preferred = (401, 407, 415, 420, 484)
-    if status == 503:
-        return 9, status
-    return status // 100, preferred.index(status) if status in preferred else status
-
-
-def _merge_challenges(edit: Edit, best: Branch, branches: list[Branch]) -> None:
-    """A forked request that several refused with 401 or 407 shows all their challenges (RFC 3261 §16.7 step 7)."""
-    for branch in branches:
-        if branch is best or branch.response is None or branch.response.status not in (401, 407):
-            continue
-        for name in (b"WWW-Authenticate", b"Proxy-Authenticate"):
-            for value in branch.response.lines(name.lower()):
-                edit.append(name, value)
