@@ -191,40 +191,49 @@ def _completed(configuration: Configuration, notices: list[str]) -> Configuratio
     turn = configuration.turn if configuration.turn is not None and configuration.turn.enabled else None
     if turn is not None:
         turn = _turn_with_certificate(turn, listeners.get(configuration.tls_listener))
-    if turn is not None and not turn.credentials_with_register:
-        if not any((turn.users, turn.shared_secret, turn.shared_secret_file, turn.oauth_keys)):
-            notices.append(
-                f"{configuration.path} [turn]: no users, no shared secret, no oauth_keys, no credentials_with_register:"
-                " nobody can relay, STUN alone is served"
-            )
-        if turn.peer_policy is PeerPolicy.CALL:
-            notices.append(
-                f"{configuration.path} [turn] peer_policy: without credentials_with_register no call is known to allow"
-                " anything: clients of this server reach each other alone"
-            )
-    if turn is not None and turn.mobility and configuration.process.workers > 1:
-        notices.append(
-            f"{configuration.path} [turn] mobility: an allocation stays with its worker: a client whose new address"
-            " comes to another one is refused and has to allocate anew"
-        )
-    if turn is not None and turn.relay_engine is RelayEngine.COMPILED:
-        notices.append(
-            f"{configuration.path} [turn] relay_engine: this version has no compiled engine; the pure one relays"
-        )
-    for name, listener in configuration.listeners.items():
-        if listener.http_fallback is not None and configuration.web.phone:
-            notices.append(
-                f"{configuration.path} [listener {name}] http_fallback: the web phone stands at /, not the page of that"
-                " server, while [web] phone is on"
-            )
-    if not configuration.backends:
-        notices.append(f"{configuration.path}: no [backend DOMAIN]: no SIP domain is served")
     self_signed = any(
         settings.tls is not Switch.OFF and not settings.certificate for settings in configuration.listeners.values()
     ) or (turn is not None and turn.certificate == SELF_SIGNED_CERTIFICATE)
-    return dataclasses.replace(
-        configuration, listeners=listeners, turn=turn, self_signed=self_signed, notices=tuple(notices)
-    )
+    completed = dataclasses.replace(configuration, listeners=listeners, turn=turn, self_signed=self_signed)
+    told = (f"{configuration.path}{text}" for text in (*_turn_notices(completed), *_notices(completed)))
+    return dataclasses.replace(completed, notices=(*notices, *told))
+
+
+def _turn_notices(configuration: Configuration) -> Iterator[str]:
+    """What an administrator of TURN may not expect."""
+    turn = configuration.turn
+    if turn is None:
+        return
+    if not turn.credentials_with_register:
+        if not any((turn.users, turn.shared_secret, turn.shared_secret_file, turn.oauth_keys)):
+            yield (
+                " [turn]: no users, no shared secret, no oauth_keys, no credentials_with_register:"
+                " nobody can relay, STUN alone is served"
+            )
+        if turn.peer_policy is PeerPolicy.CALL:
+            yield (
+                " [turn] peer_policy: without credentials_with_register no call is known to allow"
+                " anything: clients of this server reach each other alone"
+            )
+    if turn.mobility and configuration.process.workers > 1:
+        yield (
+            " [turn] mobility: an allocation stays with its worker: a client whose new address"
+            " comes to another one is refused and has to allocate anew"
+        )
+    if turn.relay_engine is RelayEngine.COMPILED:
+        yield " [turn] relay_engine: this version has no compiled engine; the pure one relays"
+
+
+def _notices(configuration: Configuration) -> Iterator[str]:
+    """What an administrator may not expect of the rest."""
+    for name, listener in configuration.listeners.items():
+        if listener.http_fallback is not None and configuration.web.phone:
+            yield (
+                f" [listener {name}] http_fallback: the web phone stands at /, not the page of that"
+                " server, while [web] phone is on"
+            )
+    if not configuration.backends:
+        yield ": no [backend DOMAIN]: no SIP domain is served"
 
 
 def _with_certificate(settings: ListenerSettings) -> ListenerSettings:

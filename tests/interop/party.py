@@ -206,11 +206,6 @@ class Phone(OneDialog):
         self.leg = leg_of_caller(self.peer.receive_until(b"SIP/2.0 200", 10)[0])
         self.send("ACK", cseq=self.cseq)
 
-    def hang_up(self) -> None:
-        """BYE and its 200."""
-        self.send("BYE")
-        self.peer.receive_until(b"SIP/2.0 200", 10)
-
     def hung_up(self) -> None:
         """Wait for BYE and answer it."""
         bye, source = self.peer.receive_until(b"BYE ", 10)
