@@ -19,8 +19,8 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 from wsgate.bearer import TokenError, VerificationKey, verify
 from wsgate.errors import ProtocolError
 from wsgate.settings import STRINGS, TEXT, Parser, choice, items, listed, option
+from wsgate.sip.header_names import COMPACT_FORMS
 from wsgate.sip.headers import Uri, is_token, parse_uri, unescape
-from wsgate.sip.message import COMPACT_FORMS
 from wsgate.ws.handshake import Refusal, values
 
 TOKEN_NAME = "access_token"

@@ -107,9 +107,9 @@ def for_loose_routing(message: Message, is_own_route: Callable[[Uri], bool]) -> 
 
     The last Route is the true Request-URI. All others are returned as they are. Raises ProtocolError.
     """
-    if b";lr" not in message.uri or message.first(b"route") is None:
+    if b";lr" not in message.uri or not message.has(b"route"):
         return message
-    uri = parse_uri(message.uri)
+    uri = message.request_uri
     if b"lr" not in uri.parameters or not is_own_route(uri):
         return message
     values = message.values(b"route")

@@ -363,8 +363,7 @@ class Edge:
 
     def _stateless(self, message: Message, hop: Hop, answer: Answer) -> list[Effect]:
         """An answer without a transaction; what lacks the headers to be answered is dropped (table A)."""
-        present = {header.name for header in message.headers}
-        if message.method == b"ACK" or not present >= {b"via", b"from", b"to", b"call-id", b"cseq"}:
+        if message.method == b"ACK" or not message.is_answerable:
             self._counters.count("sip_malformed_dropped")
             return []
         return [Send(hop, response_to(message, *answer[:2], to_tag=self._tag(), headers=answer.headers))]

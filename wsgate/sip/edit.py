@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import itemgetter
 
 from wsgate.sip.headers import split_spans
 from wsgate.sip.message import Message
+
+_PLACE = itemgetter(0, 1)
 
 
 class Edit:
@@ -24,9 +27,9 @@ class Edit:
 
     def insert_first(self, name: bytes, *values: bytes) -> None:
         """Put header lines on top: in front of the first of the same name, or behind the start line."""
-        first = self._message.first(name.lower())
-        place = self._message.line_end if first is None else first.start
-        text = b"".join(b"%b: %b\r\n" % (name, value) for value in values)
+        found = self._message.found(name.lower())
+        place = found[0].start() if found else self._message.line_end
+        text = b"".join([b"%b: %b\r\n" % (name, value) for value in values])
         self._splices.append((place, place, text))
 
     def append(self, name: bytes, value: bytes) -> None:
@@ -36,52 +39,44 @@ class Edit:
 
     def remove(self, name: bytes) -> None:
         """Take away every header line called `name` (lower case)."""
-        self._splices += [(header.start, header.end, b"") for header in self._message.headers if header.name == name]
+        self._splices += [(*line.span(), b"") for line in self._message.found(name)]
 
     def replace(self, name: bytes, value: bytes) -> None:
         """Give `name` this one value: in the first line of that name, further ones removed; appended when absent."""
-        first = True
-        lower = name.lower()
-        for header in self._message.headers:
-            if header.name == lower:
-                self._splices.append(
-                    (header.value_start, header.value_end, b" " + value) if first else (header.start, header.end, b"")
-                )
-                first = False
-        if first:
+        found = self._message.found(name.lower())
+        if not found:
             self.append(name, value)
+            return
+        self._splices.append((*found[0].span(2), b" " + value))
+        self._splices += [(*line.span(), b"") for line in found[1:]]
 
     def replace_first_value(self, name: bytes, value: bytes) -> None:
         """Replace the topmost value of a list header (lower case name). Raises ProtocolError."""
-        for header in self._message.headers:
-            if header.name == name:
-                for start, end in split_spans(self._message.data[header.value_start : header.value_end]):
-                    self._splices.append((header.value_start + start, header.value_start + end, value))
-                    return
+        for line in self._message.found(name):
+            for start, end in split_spans(line[2]):
+                self._splices.append((line.start(2) + start, line.start(2) + end, value))
+                return
 
     def replace_values(self, name: bytes, changed: Iterable[tuple[int, bytes]]) -> None:
         """Replace single values of a list header by their number from the top (0 is first). Raises ProtocolError."""
         wanted = dict(changed)
         number = 0
-        for header in self._message.headers:
-            if header.name == name:
-                for start, end in split_spans(self._message.data[header.value_start : header.value_end]):
-                    if number in wanted:
-                        self._splices.append((header.value_start + start, header.value_start + end, wanted[number]))
-                    number += 1
+        for line in self._message.found(name):
+            for start, end in split_spans(line[2]):
+                if number in wanted:
+                    self._splices.append((line.start(2) + start, line.start(2) + end, wanted[number]))
+                number += 1
 
     def drop_values(self, name: bytes, count: int) -> None:
         """Take `count` values of a list header (lower case name) off the top. Raises ProtocolError."""
-        for header in self._message.headers:
+        for line in self._message.found(name):
             if count <= 0:
                 return
-            if header.name != name:
-                continue
-            spans = split_spans(self._message.data[header.value_start : header.value_end])
+            spans = split_spans(line[2])
             if len(spans) <= count:
-                self._splices.append((header.start, header.end, b""))
+                self._splices.append((*line.span(), b""))
             else:
-                self._splices.append((header.value_start, header.value_start + spans[count][0], b" "))
+                self._splices.append((line.start(2), line.start(2) + spans[count][0], b" "))
             count -= len(spans)
 
     def body(self, data: bytes) -> None:
@@ -95,13 +90,9 @@ class Edit:
         data = self._message.data
         pieces = []
         position = 0
-        for start, end, text in sorted(self._splices, key=_place):
+        for start, end, text in sorted(self._splices, key=_PLACE):
             pieces.append(data[position:start])
             pieces.append(text)
             position = end
         pieces.append(data[position:])
         return b"".join(pieces)
-
-
-def _place(splice: tuple[int, int, bytes]) -> tuple[int, int]:
-    return splice[:2]

@@ -13,7 +13,11 @@ Parameters = dict[bytes, bytes | None]
 
 _VALUE = re.compile(rb'(?:[^,"<]+|"(?:[^"\\]|\\.)*"|<[^>]*>)*', re.DOTALL)
 _PARAMETER = re.compile(rb';[ \t]*([^\s;=,"<>]+)(?:[ \t]*=[ \t]*("(?:[^"\\]|\\.)*"|[^\s;,"]*))?[ \t]*', re.DOTALL)
-_PLAIN_PARAMETERS = re.compile(rb'(?:;[^\s;=,"<>]+(?:=[^\s;,"]*)?)*\Z')
+# Without white space and backslashes, as nearly always: told by one look, taken apart by the next.
+_PLAIN_PARAMETERS = re.compile(rb'(?:;[^\s;=,"<>]+(?:=(?:"[^"\\]*"|[^\s;,"]*))?)*\Z')
+_PLAIN_PARAMETER = re.compile(rb';([^;=]+)(=?)("[^"]*"|[^;"]*)')
+_PLAIN_PARTY = re.compile(rb'(?:"[^"\\]*"[ ]?|[A-Za-z0-9 ._-]*)<([^\s<>"]+)>(?:;tag=([A-Za-z0-9.!%*_+`\'~-]+))?\Z')
+_CSEQ = re.compile(rb"([0-9]{1,10})[ \t]+([A-Za-z0-9.!%*_+`'~-]+)\Z")
 _URI = re.compile(
     rb"(sips?|SIPS?|[sS][iI][pP][sS]?):"
     rb"(?:([^@\s<>\"]*)@)?"
@@ -125,17 +129,19 @@ def split_values(value: bytes) -> list[bytes]:
     if b"," not in value:
         stripped = value.strip()
         return [stripped] if stripped else []
+    if b'"' not in value and b"<" not in value:
+        return [part for part in map(bytes.strip, value.split(b",")) if part]
     return [value[start:end] for start, end in split_spans(value)]
 
 
 def parse_parameters(raw: bytes) -> Parameters:
     """`;name=value` pairs; names in lower case, the first of a name counts. Raises ProtocolError."""
     parameters: Parameters = {}
+    if not raw:
+        return parameters
     raw = raw.strip()
     if _PLAIN_PARAMETERS.match(raw):
-        # Neither quotes nor white space, as nearly always: the same by splitting, at a third of the price.
-        for piece in raw.split(b";")[1:]:
-            name, equals, value = piece.partition(b"=")
+        for name, equals, value in _PLAIN_PARAMETER.findall(raw):
             parameters.setdefault(name.lower(), value if equals else None)
         return parameters
     position = 0
@@ -200,6 +206,18 @@ def parse_name_addr(raw: bytes) -> NameAddr:
     return NameAddr(b"", uri.strip(), parse_parameters(semicolon + rest))
 
 
+def read_party(raw: bytes) -> tuple[bytes, bytes]:
+    """The URI and the tag of a From or To, each empty when absent, as `parse_name_addr` gives them.
+
+    Raises ProtocolError.
+    """
+    found = _PLAIN_PARTY.match(raw)
+    if found is not None:
+        return found[1], found[2] or b""
+    name_addr = parse_name_addr(raw)
+    return name_addr.uri, name_addr.parameters.get(b"tag") or b""
+
+
 def parse_via(raw: bytes) -> Via:
     """One Via value in parts. Raises ProtocolError (RFC 3261 §20.42)."""
     found = _VIA.match(raw)
@@ -224,11 +242,10 @@ def with_parameters(via: bytes, name: bytes, value: bytes) -> bytes:
 
 def parse_cseq(raw: bytes) -> tuple[int, bytes]:
     """CSeq as number and method. Raises ProtocolError (RFC 3261 §20.16)."""
-    number, _, method = raw.replace(b"\t", b" ").strip().partition(b" ")
-    method = method.strip()
-    if not number.isdigit() or len(number) > 10 or int(number) >= SEQUENCE_LIMIT or not _TOKEN.match(method):
+    found = _CSEQ.match(raw.strip())
+    if found is None or int(found[1]) >= SEQUENCE_LIMIT:
         raise ProtocolError("malformed CSeq")
-    return int(number), method
+    return int(found[1]), found[2]
 
 
 def date_value(wall: float) -> bytes:

@@ -7,17 +7,22 @@ that can be indexed but breaks a rule carries the reason in `flaw`, so that the 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from wsgate.errors import ProtocolError
+from wsgate.sip.header_names import SPELLINGS, long_name
 from wsgate.sip.headers import (
     NameAddr,
+    Uri,
     Via,
     is_token,
     parse_cseq,
     parse_name_addr,
+    parse_uri,
     parse_via,
+    read_party,
     split_values,
 )
 from wsgate.sip.mending import has_nul, without_bare_line_ends
@@ -25,37 +30,19 @@ from wsgate.sip.mending import has_nul, without_bare_line_ends
 MAX_HEADERS = 512
 """Header lines, broken ones included, that one message may have."""
 
-COMPACT_FORMS = {
-    b"v": b"via",
-    b"f": b"from",
-    b"t": b"to",
-    b"i": b"call-id",
-    b"m": b"contact",
-    b"l": b"content-length",
-    b"c": b"content-type",
-    b"k": b"supported",
-    b"s": b"subject",
-    b"e": b"content-encoding",
-    b"o": b"event",
-    b"r": b"refer-to",
-    b"b": b"referred-by",
-    b"u": b"allow-events",
-    b"a": b"accept-contact",
-    b"d": b"request-disposition",
-    b"j": b"reject-contact",
-    b"x": b"session-expires",
-    b"y": b"identity",
-}
-"""RFC 3261 §7.3.3 and the registry of later RFCs: one letter to the lower-case long name."""
-
 # A header with its folds, or else one broken line: the scan never has to search for the next match. That a NUL makes a
 # line broken costs nothing where there is none; a closer look then tells the quoted ones.
 _HEADER = re.compile(rb"([^\s:\0]+)[ \t]*:([^\r\n\0]*(?:\r\n[ \t][^\r\n\0]*)*)\r\n|[^\n]*\n")
 _HEADER_WITH_NUL = re.compile(rb"([^\s:]+)[ \t]*:([^\r\n]*(?:\r\n[ \t][^\r\n]*)*)\r\n|[^\n]*\n")
 _REQUEST_LINE = re.compile(rb"([^\s\0]+) ([^\s\0]+) (SIP/[^\s]+)\Z", re.IGNORECASE)
 _STATUS_LINE = re.compile(rb"SIP/2\.0 ([1-6][0-9]{2})(?: ([^\r\n\0]*))?\Z", re.IGNORECASE)
+_METHODS = frozenset(
+    (b"INVITE", b"ACK", b"BYE", b"CANCEL", b"REGISTER", b"OPTIONS", b"MESSAGE", b"SUBSCRIBE", b"NOTIFY", b"REFER")
+)
+"""Tokens that need no closer look."""
 _SINGLE = frozenset((b"from", b"to", b"call-id", b"cseq", b"max-forwards", b"content-length"))
 _REQUIRED = (b"via", b"from", b"to", b"call-id", b"cseq")
+_COPIED = (*_REQUIRED, b"timestamp")
 
 
 class Header(NamedTuple):
@@ -75,12 +62,16 @@ class Message:
         "_cseq",
         "_first",
         "_from",
+        "_from_tag",
+        "_further",
+        "_lines",
         "_to",
+        "_to_tag",
+        "_uri",
         "_via",
         "body_start",
         "data",
         "flaw",
-        "headers",
         "line_end",
         "method",
         "reason",
@@ -95,13 +86,17 @@ class Message:
         self.uri = b""
         self.status = 0
         self.reason = b""
-        self.headers: list[Header] = []
         self.line_end = 0
         self.body_start = 0
-        self._first: dict[bytes, Header] = {}
+        self._lines: Sequence[re.Match[bytes]] = ()
+        self._first: dict[bytes, re.Match[bytes]] = {}
+        self._further: dict[bytes, list[re.Match[bytes]]] | None = None  # lines of names that are there already
+        self._uri: Uri | None = None
         self._cseq: tuple[int, bytes] | None = None
         self._from: NameAddr | None = None
         self._to: NameAddr | None = None
+        self._from_tag: bytes | None = None
+        self._to_tag: bytes | None = None
         self._via: Via | None = None
 
     @classmethod
@@ -159,29 +154,58 @@ class Message:
         """The bytes behind the blank line."""
         return self.data[self.body_start :]
 
+    @property
+    def headers(self) -> list[Header]:
+        """Every header line, in their order."""
+        return [
+            Header(long_name(line[1]), line.start(), line.start(2), line.end(2), line.end())
+            for line in self._lines
+            if line[1] is not None
+        ]
+
+    @property
+    def header_count(self) -> int:
+        """How many header lines there are, broken ones included."""
+        return len(self._lines)
+
+    @property
+    def is_answerable(self) -> bool:
+        """True when no header is missing that an answer copies (RFC 3261 §8.2.6)."""
+        return all(name in self._first for name in _REQUIRED)
+
+    def has(self, name: bytes) -> bool:
+        """True when there is a header called `name` (lower case, long form)."""
+        return name in self._first
+
     def header(self, name: bytes) -> bytes | None:
         """The value of the first header line called `name` (lower case, long form), unfolded; None when absent."""
-        header = self._first.get(name)
-        return None if header is None else self._value(header)
+        line = self._first.get(name)
+        if line is None:
+            return None
+        value = line[2].strip()
+        return _unfolded(value) if b"\r\n" in value else value
 
-    def first(self, name: bytes) -> Header | None:
-        """Where the first header line called `name` (lower case, long form) stands; None when absent."""
-        return self._first.get(name)
+    def found(self, name: bytes) -> Sequence[re.Match[bytes]]:
+        """The header lines called `name` (lower case, long form) where they stand; group 2 is the raw value."""
+        first = self._first.get(name)
+        if first is None:
+            return ()
+        further = self._further.get(name) if self._further is not None else None
+        return (first,) if further is None else (first, *further)
 
     def lines(self, name: bytes) -> list[bytes]:
         """The values of all header lines called `name`, unfolded, not split at commas."""
         if name not in self._first:
             return []
-        return [self._value(header) for header in self.headers if header.name == name]
+        return [_unfolded(line[2]) for line in self.found(name)]
 
     def values(self, name: bytes) -> list[bytes]:
         """All values of a header that may hold several, split at commas. Raises ProtocolError."""
         values: list[bytes] = []
         if name not in self._first:
             return values
-        for header in self.headers:
-            if header.name == name:
-                values += split_values(self._value(header))
+        for line in self.found(name):
+            values += split_values(_unfolded(line[2]))
         return values
 
     def has_token(self, name: bytes, token: bytes) -> bool:
@@ -227,12 +251,23 @@ class Message:
     @property
     def from_tag(self) -> bytes:
         """The tag of From, empty when absent. Raises ProtocolError."""
-        return self.from_.parameters.get(b"tag") or b""
+        if self._from_tag is None:
+            self._from_tag = read_party(self.header(b"from") or b"")[1]
+        return self._from_tag
 
     @property
     def to_tag(self) -> bytes:
         """The tag of To, empty when absent. Raises ProtocolError."""
-        return self.to.parameters.get(b"tag") or b""
+        if self._to_tag is None:
+            self._to_tag = read_party(self.header(b"to") or b"")[1]
+        return self._to_tag
+
+    @property
+    def request_uri(self) -> Uri:
+        """The Request-URI in parts. Raises ProtocolError."""
+        if self._uri is None:
+            self._uri = parse_uri(self.uri)
+        return self._uri
 
     @property
     def via(self) -> Via:
@@ -244,7 +279,10 @@ class Message:
     @property
     def via_bytes(self) -> bytes:
         """The topmost Via value as it stands, unfolded. Raises ProtocolError."""
-        values = split_values(self.header(b"via") or b"")
+        value = self.header(b"via") or b""
+        if b"," not in value:
+            return value
+        values = split_values(value)
         return values[0] if values else b""
 
     @property
@@ -252,12 +290,8 @@ class Message:
         """The branch of the topmost Via, empty when absent. Raises ProtocolError."""
         return self.via.branch
 
-    def _value(self, header: Header) -> bytes:
-        value = self.data[header.value_start : header.value_end].strip()
-        return b" ".join(line.strip() for line in value.split(b"\r\n")) if b"\r\n" in value else value
-
     def _read_start_line(self, line: bytes) -> None:
-        found = _STATUS_LINE.match(line)
+        found = _STATUS_LINE.match(line) if line[:1] in b"Ss" else None
         if found:
             self.status = int(found[1])
             self.reason = found[2] or b""
@@ -271,39 +305,43 @@ class Message:
             self.method, self.uri = method, rest.partition(b" ")[0]
             self.flaw = "malformed request line"
             return
-        self.method, self.uri = found[1], found[2]
-        if found[3].upper() != b"SIP/2.0":
+        self.method, self.uri, version = found.groups()
+        if version != b"SIP/2.0" and version.upper() != b"SIP/2.0":
             self.flaw = "unknown SIP version"
-        elif not is_token(self.method):
+        elif self.method not in _METHODS and not is_token(self.method):
             self.flaw = "malformed method"
 
     def _read_headers(self, pattern: re.Pattern[bytes], end: int) -> bool:
         """Index the header lines; True when some line is none by `pattern`."""
-        headers = self.headers
+        lines = list(islice(pattern.finditer(self.data, self.line_end, end), MAX_HEADERS + 1))
+        if len(lines) > MAX_HEADERS:
+            lines.pop()
+            self.flaw = self.flaw or "too many header lines"
+        self._lines = lines
         first = self._first
-        new = tuple.__new__
         is_broken = False
-        for number, found in enumerate(pattern.finditer(self.data, self.line_end, end)):
-            if number >= MAX_HEADERS:
-                self.flaw = self.flaw or "too many header lines"
-                return is_broken
-            name = found[1]
+        for line in lines:
+            written = line[1]
+            name = SPELLINGS.get(written)
             if name is None:
-                # Step over the broken line, so that the rest can still serve to answer.
-                self.flaw = self.flaw or "malformed header line"
-                is_broken = True
-                continue
-            name = name.lower()
-            if len(name) == 1:
-                name = COMPACT_FORMS.get(name, name)
-            start, stop = found.span()
-            value_start, value_end = found.span(2)
-            # Not Header(...): the same object at half the price, for every line of every message.
-            header = new(Header, (name, start, value_start, value_end, stop))
-            headers.append(header)
-            if first.setdefault(name, header) is not header and name in _SINGLE:
-                self.flaw = self.flaw or f"more than one {name.decode()}"
+                if written is None:
+                    # Step over the broken line, so that the rest can still serve to answer.
+                    self.flaw = self.flaw or "malformed header line"
+                    is_broken = True
+                    continue
+                name = long_name(written)
+            if name in first:
+                self._note_further(name, line)
+            else:
+                first[name] = line
         return is_broken
+
+    def _note_further(self, name: bytes, line: re.Match[bytes]) -> None:
+        if self._further is None:
+            self._further = {}
+        self._further.setdefault(name, []).append(line)
+        if name in _SINGLE:
+            self.flaw = self.flaw or f"more than one {name.decode()}"
 
     def _judge(self) -> None:
         if self.flaw:
@@ -322,7 +360,9 @@ class Message:
         _ = self.via
         if not self.call_id:
             raise ProtocolError("empty Call-ID")
-        if not self.from_.uri or not self.to.uri:
+        from_uri, self._from_tag = read_party(self.header(b"from") or b"")
+        to_uri, self._to_tag = read_party(self.header(b"to") or b"")
+        if not from_uri or not to_uri:
             raise ProtocolError("no URI in From or To")
         method = self.cseq[1]
         if self.is_request and method != self.method:
@@ -356,22 +396,22 @@ def response_to(
 
     `to_tag` is added to To where it has none and the status is over 100.
     """
-    data = request.data
     lines = [b"SIP/2.0 %d %b\r\n" % (status, reason.encode())]
-    for header in request.headers:
-        if header.name in (b"via", b"from", b"call-id", b"cseq"):
-            lines.append(data[header.start : header.end])
-        elif header.name == b"to":
-            line = data[header.start : header.end]
-            if to_tag and status > 100 and not _has_tag(request):
-                line = b"%b;tag=%b\r\n" % (line[:-2].rstrip(), to_tag)
+    copied = [(found.start(), name, found[0]) for name in _COPIED for found in request.found(name)]
+    for _start, name, line in sorted(copied):
+        if name == b"to" and to_tag and status > 100 and not _has_tag(request):
+            lines.append(b"%b;tag=%b\r\n" % (line[:-2].rstrip(), to_tag))
+        elif name != b"timestamp" or status == 100:
             lines.append(line)
-        elif header.name == b"timestamp" and status == 100:
-            lines.append(data[header.start : header.end])
     lines += [b"%b: %b\r\n" % pair for pair in headers]
     lines.append(b"Content-Length: %d\r\n\r\n" % len(body))
     lines.append(body)
     return b"".join(lines)
+
+
+def _unfolded(written: bytes) -> bytes:
+    value = written.strip()
+    return b" ".join(part.strip() for part in value.split(b"\r\n")) if b"\r\n" in value else value
 
 
 def warning(text: str) -> tuple[bytes, bytes]:

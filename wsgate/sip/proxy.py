@@ -108,7 +108,7 @@ class Proxy:
             return malformed("the Request-URI is no URI")
         if scheme not in (b"sip", b"sips"):
             return Answer(416, "Unsupported URI Scheme", (warning("only sip: and sips: are routed here"),))
-        if parse_uri(message.uri).headers is not None:
+        if message.request_uri.headers is not None:
             return malformed("headers in the Request-URI")
         try:
             remaining = max_forwards(message)
@@ -159,7 +159,7 @@ class Proxy:
             return decision
         if handle:
             return self._to_registration(registration, popped.depth)
-        uri = parse_uri(message.uri)
+        uri = message.request_uri
         if uri.user is None and self._names.is_ours(uri) and message.method == b"OPTIONS":
             return ToService(Service.OPTIONS, uri.host, popped.depth)
         domain = self.domain_of(uri)
@@ -252,7 +252,7 @@ class Proxy:
         return bool(known) and (known == flow or self._directory.superseded(known, flow, side.target))
 
     def _out_of_dialog(self, message: Message, flow: Flow, popped: Popped, now: float) -> Decision:
-        uri = parse_uri(message.uri)
+        uri = message.request_uri
         domain = self.domain_of(uri)
         if domain is not None and (domain != "*" or not self._names.is_ours(uri, flow)):
             if self.is_embedded(domain):

@@ -57,7 +57,7 @@ class Screening:
             return None
         if len(message.data) < len(data) and not message.flaw:
             self._counters.count("sip_bytes_behind_body")
-        if len(message.headers) > MAX_HEADERS - ADDED_LINES and not message.flaw:
+        if message.header_count > MAX_HEADERS - ADDED_LINES and not message.flaw:
             message.flaw = "too many header lines"
         if message.body_start > self._settings.max_header_bytes and not message.flaw:
             message.flaw = "headers too large"
@@ -65,7 +65,7 @@ class Screening:
 
     def _unforged(self, message: Message) -> Message:
         """Without the headers that stand for an upgrade: no client may claim them, no answer give them away."""
-        names = [name for name in self._protected_headers if message.header(name) is not None]
+        names = [name for name in self._protected_headers if message.has(name)]
         if not names:
             return message
         self._counters.count("sip_protected_headers_removed")

@@ -16,7 +16,6 @@ from wsgate.sip.compose import shows_outbound
 from wsgate.sip.contexts import Branch, Retain, Way
 from wsgate.sip.decisions import SECURE_ONLY, Answer, Arrival, Service, ToService, is_secure_only
 from wsgate.sip.flow import Flow, FlowTable
-from wsgate.sip.headers import parse_uri
 from wsgate.sip.message import Message, warning
 from wsgate.sip.registrar import Registrar
 from wsgate.sip.registration import registrations
@@ -102,7 +101,7 @@ class Services:
         """The Contact on this flow of the instance whose GRUU of ours is the Request-URI. Raises ProtocolError."""
         if self._registrar is None or b";gr" not in message.uri:
             return None
-        return self._registrar.location.contact_on(parse_uri(message.uri), flow, now)
+        return self._registrar.location.contact_on(message.request_uri, flow, now)
 
     def retain(self, retain: Retain, now: float) -> None:
         """Rule R4: what a backend's registrar has confirmed is remembered with the flow."""
@@ -126,7 +125,7 @@ class Services:
             judged = registrar.accounts.judge_from(message, arrival.flow.id, now)
             if not judged.allowed:
                 return Answer(judged.status, judged.reason, tuple(judged.headers))
-        found = registrar.location.lookup(parse_uri(message.uri), now)
+        found = registrar.location.lookup(message.request_uri, now)
         instances = [[way for binding in flows if (way := self._way(binding))] for flows in found.instances]
         if is_secure_only(message):
             # Rule C2: a browser cannot show that its leg is TLS to the end.
