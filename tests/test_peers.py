@@ -124,6 +124,20 @@ def test_a_network_around_the_relays_address_does_not_open_it_but_its_name_does(
     assert peers(own="10.0.0.5", allow=("10.0.0.5/32",)).allowed(Address("10.0.0.5", 30000))
 
 
+def test_the_other_addresses_of_this_machine_are_no_peers_but_by_name() -> None:
+    """Rule P5: of this machine the relay range and nothing else. Its firewall does not see what it sends to itself."""
+    others = ("198.41.0.10", "2600::7", "10.0.0.5")
+    allow = networks("198.41.0.0/16", "10.0.0.0/8")
+    table = Peers(own_hosts=[RELAY], relay_ports=PORTS, allow=allow, machine_hosts=(RELAY, *others))
+    for host in (*others, "::ffff:198.41.0.10", "2002:c629:a::1", "64:ff9b::c629:a"):
+        assert not table.host_allowed(host)
+        assert not table.allowed(Address(host, PORTS[0]))
+    assert table.allowed(Address(RELAY, PORTS[0]))
+    assert table.allowed(Address("198.41.0.11", 6379))
+    named = Peers(own_hosts=[RELAY], relay_ports=PORTS, allow=networks("10.0.0.5/32"), machine_hosts=others)
+    assert named.allowed(Address("10.0.0.5", 12000))
+
+
 def test_forbidden_addresses_are_refused_with_their_port_and_no_list_opens_them() -> None:
     """Own listeners and the SIP transport addresses of backends; the rest of a backend is an ordinary peer (P5)."""
     backend, listener = Address("10.0.0.7", 5060), Address("10.0.0.5", 443)

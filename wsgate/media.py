@@ -78,6 +78,7 @@ class Media:
         self._settings = settings
         secrets = tuple(hmac.digest(key, b"TURN credentials of registrations", "sha256") for key in keys)
         self._registrations = Registrations(secrets, is_registered) if settings.credentials_with_register else None
+        self._machine_hosts = [host for host in own_hosts if not host.startswith(("127.", "::1"))]
         self._relay_addresses = _relay_addresses(settings, own_hosts)
         self._relay_ports = settings.relay_ports
         self._forbidden: frozenset[Address] = frozenset()
@@ -195,6 +196,7 @@ class Media:
             allow=settings.allow_peers,
             deny=settings.deny_peers,
             forbidden=self._forbidden,
+            machine_hosts=self._machine_hosts,
         )
 
 

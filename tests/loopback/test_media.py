@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,17 +24,18 @@ from wsgate.turn.settings import TurnSettings
 def make(tmp_path: Path) -> Iterator[Callable[..., Media]]:
     made: list[Media] = []
 
-    def build(**options: str) -> Media:
+    def build(own_hosts: tuple[str, ...] = ("127.0.0.1",), **options: Any) -> Media:
         udp, tls = socket.socket(socket.AF_INET, socket.SOCK_DGRAM), socket.create_server(("127.0.0.1", 0))
         udp.bind(("127.0.0.1", 0))
-        settings = TurnSettings(realm=REALM, relay_address=("127.0.0.1",), **options)
+        options.setdefault("relay_address", ("127.0.0.1",))
+        settings = TurnSettings(realm=REALM, **options)
         made.append(
             Media(
                 settings,
                 Files(tmp_path),
                 Sockets([udp], [], [tls], []),
                 Guard(LimitSettings()),
-                own_hosts=["127.0.0.1"],
+                own_hosts=own_hosts,
                 keys=[os.urandom(32)],
                 is_registered=lambda _: False,
                 counters=Counters(),
@@ -54,6 +56,15 @@ def write(directory: Path, name: str, *, both: bool = False) -> tuple[str, str]:
     if both:
         certificate.write_bytes(certificate.read_bytes() + private_key.read_bytes())
     return str(certificate.relative_to(directory)), "" if both else str(private_key.relative_to(directory))
+
+
+def test_of_this_machine_the_relay_range_alone_is_reached(make: Callable[..., Media]) -> None:
+    """Rule P5. Loopback has rules of its own: whoever allows it means this machine."""
+    media = make(own_hosts=("203.0.114.1", "203.0.114.2", "127.0.0.1"))
+    assert not media.server.peers.host_allowed("203.0.114.1")
+    media.prepare(media._settings, Files(Path()))()
+    assert not media.server.peers.host_allowed("203.0.114.2")
+    assert media.server.peers.host_allowed("203.0.114.3")
 
 
 def contexts(media: Media) -> tuple[object, object]:

@@ -92,7 +92,9 @@ class Peers:
     """The table of rule P5 for one server.
 
     `allow` makes exceptions to the built-in list, `deny` adds to it and wins. `own_hosts` are the relay's addresses (as
-    bound and as seen from outside): of them only `relay_ports` are allowed, unless `allow` names exactly that host.
+    bound and as seen from outside): of them only `relay_ports` are allowed, unless `allow` names exactly that host. Of
+    `machine_hosts`, the other addresses of this machine, nothing is: what listens behind its firewall would take the
+    relay for a neighbour.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Peers:
         allow: tuple[Network, ...] = (),
         deny: tuple[Network, ...] = (),
         forbidden: Iterable[Address] = (),
+        machine_hosts: Iterable[str] = (),
     ) -> None:
         self._own = frozenset(str(ipaddress.ip_address(host)) for host in own_hosts)
         self._low_port, self._high_port = relay_ports
@@ -110,6 +113,7 @@ class Peers:
         self._deny = _ranges(deny)
         named = {str(network.network_address) for network in allow if network.num_addresses == 1}
         self._closed = self._own - named
+        self._machine = frozenset(str(ipaddress.ip_address(host)) for host in machine_hosts) - self._own - named
         self._forbidden: frozenset[tuple[str, int]] = frozenset()
         self.forbid(forbidden)
 
@@ -159,8 +163,9 @@ class Peers:
         return (address, *embedded(address))
 
     def _face_allowed(self, address: IPAddress) -> bool:
-        if str(address) in self._own:
-            return True
+        host = str(address)
+        if host in self._own or host in self._machine:
+            return host in self._own
         if _lies_in(address, self._deny):
             return False
         return _lies_in(address, self._allow) or not _lies_in(address, _REFUSED)
