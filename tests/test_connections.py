@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.test_peers import METADATA, REFUSED_HOSTS, embeddings
-from tests.test_turn_server import PEER, RELAY, UDP, Phone, World, code
+from tests.turn_world import PEER, RELAY, UDP, Phone, World, code
 from wsgate.addr import Address
 from wsgate.call_peers import CallPeers
 from wsgate.turn import stun

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.test_turn_server import PEER, REALM, RELAY, SECRET, Phone, World, code
+from tests.turn_world import PEER, REALM, RELAY, SECRET, Phone, World, code
 from wsgate.addr import ANY_PORT, Address, parse_network
 from wsgate.call_peers import CallPeers
 from wsgate.turn.allocation import Bind, Permit, Revoke, SendToPeer, Unbind

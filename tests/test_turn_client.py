@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_turn_server import REALM, RELAY, UDP, World
+from tests.turn_world import REALM, RELAY, UDP, World
 from wsgate.addr import Address
 from wsgate.turn import stun
 from wsgate.turn.allocation import Client, Effect, Reply, SendToPeer

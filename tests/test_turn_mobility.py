@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_turn_server import PEER, Phone, World, code
+from tests.turn_world import PEER, Phone, World, code
 from wsgate.addr import Address
 from wsgate.turn import stun
 from wsgate.turn.allocation import Client, CloseRelay, Join, Part, Revoke, SendToPeer, Unbind

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from tests.test_turn_server import PEER, REALM, UDP, Phone, World, code
+from tests.turn_world import PEER, REALM, UDP, Phone, World, code
 from wsgate.addr import Address
 from wsgate.credentials import CredentialsError
 from wsgate.turn import stun

@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.fuzz.chance import INTERESTING, Choices, cuts, spoil
 from tests.fuzz.target import Target, require
-from tests.test_turn_server import REALM, RELAY, World
+from tests.turn_world import REALM, RELAY, World
 from wsgate.addr import Address
 from wsgate.errors import ProtocolError
 from wsgate.turn import stun
