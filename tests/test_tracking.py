@@ -168,7 +168,16 @@ def test_what_ends_a_dialog(begun_by, method, headers, ends):
     message = inside(method, *headers, from_callee=True)
     watched.tracker.answered(message, 100)
     assert len(watched.table) == 1
-    watched.tracker.answered(message, 481)
+    watched.tracker.answered(message, 403)
+    assert len(watched.table) == (0 if ends else 1)
+
+
+@pytest.mark.parametrize(("begun_by", "ends"), [("SUBSCRIBE", True), ("REFER", True), ("INVITE", False)])
+def test_a_481_to_notify_ends_the_subscription(begun_by, ends):
+    """RFC 6665 §4.2.2: its subscriber knows nothing of it."""
+    watched = Watched()
+    watched.begin(200, begun_by)
+    watched.tracker.answered(inside("NOTIFY", from_callee=True), 481)
     assert len(watched.table) == (0 if ends else 1)
 
 

@@ -50,6 +50,7 @@ from wsgate.sip.screening import Screening, reply_place, with_via_parameters
 from wsgate.sip.services import TURN_CREDENTIALS, HandOut, Services
 from wsgate.sip.settings import SipSettings
 from wsgate.sip.siblings import Siblings, origin
+from wsgate.sip.subscriptions import SUBSCRIBERS, Subscriptions
 from wsgate.sip.targets import BackendSettings
 from wsgate.sip.tracking import BEGINNERS, Tracker, is_at
 from wsgate.sip.transaction import (
@@ -122,6 +123,7 @@ class Edge:
         )
         self._services = Services(registrar, flows, directory, counters, siblings, hand_out)
         self._tracker = Tracker(self._dialogs, flows.tokens)
+        self._subscriptions = Subscriptions(self._dialogs, self._tracker, counters)
         self._layer = TransactionLayer(transactions, counters)
         loops = LoopDetection(random_bytes)
         self._proxy = Proxy(
@@ -239,6 +241,7 @@ class Edge:
             self._forwarding.next_timer(),
             self._orphans.next_timer(),
             self._identities.next_timer(),
+            self._subscriptions.next_timer(),
             self._dialogs.next_timer(),
             self._directory.next_timer(),
         )
@@ -250,6 +253,7 @@ class Edge:
         effects += self._forwarding.handle_timer(now)
         effects += self._orphans.handle_timer(now)
         effects += self._identities.handle_timer(now)
+        self._subscriptions.handle_timer(now)
         forgotten = self._dialogs.handle_timer(now)
         if forgotten:
             self._counters.count("sip_dialogs_forgotten", forgotten)
@@ -417,6 +421,8 @@ class Edge:
         arrival, leg = self._arrival(message, hop)
         try:
             message = for_loose_routing(message, self._screening.is_own_route)
+            if message.method == b"NOTIFY":
+                self._subscriptions.notified(message, arrival, self._forwarding.sender(arrival), now)
             decision = self._proxy.decide(message, arrival, now)
             if not isinstance(decision, Answer):
                 decision = self._refusal(message, arrival, now) or decision
@@ -510,6 +516,8 @@ class Edge:
         if message.to_tag:
             self._note(message, arrival, now)
         context = Context(server, message, arrival, leg)
+        if message.method in SUBSCRIBERS and not message.to_tag:
+            self._subscriptions.forwarded(context, branches, self._forwarding.sender(arrival), now)
         effects += self._forwarding.start(context, branches, now)
         return effects
 

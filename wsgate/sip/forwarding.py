@@ -318,7 +318,7 @@ class Forwarding:
             return
         key = None
         if not _only_passes(context, branch):
-            caller = self._caller(context.arrival)
+            caller = self.sender(context.arrival)
             callee = Party(branch.flow.id if branch.flow else b"", branch.backend, _source(branch))
             key = self._tracker.response(context.message, caller, callee, message, now, context.dialogs)
         if key is not None:
@@ -345,7 +345,8 @@ class Forwarding:
             effects.append(Retain(context.arrival.flow, context.message, message))
         effects += self._layer.respond(context.server, message.status, edit.build(), now)
 
-    def _caller(self, arrival: Arrival) -> Party:
+    def sender(self, arrival: Arrival) -> Party:
+        """Who sent a request, as the dialog table names it."""
         if arrival.flow is not None:
             return Party(arrival.flow.id, "")
         if arrival.origin is None:

@@ -89,6 +89,17 @@ class Tracker:
         self._dialogs.touch(dialog, now)
         return key
 
+    def notified(self, subscribe: Message, caller: Party, notify: Message, notifier: Party, now: float) -> bool:
+        """A NOTIFY answers `subscribe` and begins a dialog (RFC 6665 §4.4.1); False when the table is full."""
+        key = (subscribe.call_id, subscribe.from_tag, notify.from_tag)
+        sides = self._caller(subscribe, caller), self._caller(notify, notifier)
+        dialog = self._dialogs.begin(key, subscribe.method, *sides, now)
+        if dialog is None:
+            return False
+        dialog.state = DialogState.CONFIRMED
+        self._dialogs.touch(dialog, now)
+        return True
+
     def refused(self, keys: Iterable[Key]) -> None:
         """The first request failed: its early dialogs are over (RFC 3261 §12.3)."""
         for key in keys:
@@ -97,16 +108,18 @@ class Tracker:
                 self._dialogs.end(found.dialog.key)
 
     def answered(self, request: Message, status: int) -> None:
-        """The final answer to a request inside a dialog: BYE, or a NOTIFY `terminated`, ends what it speaks of."""
+        """The final answer to a request inside a dialog: BYE, NOTIFY `terminated` or 481 to NOTIFY ends it."""
         if status < 200 or not request.to_tag:
             return
         found = self._dialogs.find(request.call_id, request.from_tag, request.to_tag)
-        if found is not None and self._is_last(request, found.dialog):
+        if found is not None and self._is_last(request, status, found.dialog):
             self._dialogs.end(found.dialog.key)
 
-    def _is_last(self, request: Message, dialog: Dialog) -> bool:
+    def _is_last(self, request: Message, status: int, dialog: Dialog) -> bool:
         if request.method == b"BYE":
             return dialog.method == b"INVITE"
+        if request.method == b"NOTIFY" and status == 481:
+            return dialog.method != b"INVITE"  # the subscriber knows nothing of it (RFC 6665 §4.2.2)
         state = (request.header(b"subscription-state") or b"").partition(b";")[0].strip().lower()
         # A REFER inside a call ends its own subscription, not the call (RFC 3515 §2.4.7).
         return request.method == b"NOTIFY" and state == b"terminated" and dialog.method != b"INVITE"
@@ -120,6 +133,7 @@ class Tracker:
             found.receiver.target = _contact(response) or found.receiver.target
 
     def _caller(self, request: Message, party: Party) -> Side:
+        # Who sends a NOTIFY shows itself in the same way.
         routes = [route for route in _routes(request) if not self._is_ours(route)]
         name, cseq = request.header(b"from") or b"", request.cseq[0]
         return self._side(party, name, routes, _contact(request), cseq)
