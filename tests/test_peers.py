@@ -134,6 +134,10 @@ def test_the_other_addresses_of_this_machine_are_no_peers_but_by_name() -> None:
         assert not table.allowed(Address(host, PORTS[0]))
     assert table.allowed(Address(RELAY, PORTS[0]))
     assert table.allowed(Address("198.41.0.11", 6379))
+    table.forbid([], [Address("198.41.0.10", 5060)])
+    assert table.allowed(Address("198.41.0.10", 12000))  # a backend sends RTP from its SIP address
+    assert not table.allowed(Address("198.41.0.10", 5060))
+    assert not table.host_allowed("2600::7")
     named = Peers(own_hosts=[RELAY], relay_ports=PORTS, allow=networks("10.0.0.5/32"), machine_hosts=others)
     assert named.allowed(Address("10.0.0.5", 12000))
 

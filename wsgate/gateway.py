@@ -243,9 +243,10 @@ class Gateway:
 
     # Addresses
 
-    def _refused_peers(self) -> set[Address]:
-        """Rule P5: our own listeners and the SIP transport addresses of every backend."""
-        return self._base.addresses.of_all_workers() | {address for _, address in self._resolver.known_addresses().hops}
+    def _refused_peers(self) -> tuple[set[Address], set[Address]]:
+        """Rule P5: our own listeners, and the SIP transport addresses of every backend."""
+        backends = {address for _, address in self._resolver.known_addresses().hops}
+        return self._base.addresses.of_all_workers(), backends
 
     def _backend_status(self, domain: str) -> dict[str, object]:
         if domain in self._configuration.embedded_domains:
@@ -272,7 +273,7 @@ class Gateway:
                 # No descriptor is left to read it with (rule H7): the next second may tell.
                 self._counters.count("memory_checks_failed")
             if self._media is not None:
-                self._media.forbid(self._refused_peers())
+                self._media.forbid(*self._refused_peers())
             self._write_state()
             gevent.sleep(MEMORY_CHECK_SECONDS)
 

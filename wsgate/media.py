@@ -81,7 +81,8 @@ class Media:
         self._machine_hosts = [host for host in own_hosts if not host.startswith(("127.", "::1"))]
         self._relay_addresses = _relay_addresses(settings, own_hosts)
         self._relay_ports = settings.relay_ports
-        self._forbidden: frozenset[Address] = frozenset()
+        self._listeners: frozenset[Address] = frozenset()
+        self._backends: frozenset[Address] = frozenset()
         self.server = TurnServer(
             settings,
             credentials=read_credentials(settings, files, self._registrations),
@@ -138,12 +139,12 @@ class Media:
         """Where streams for TCP allocations of other workers go (RFC 6062; rule C1)."""
         self._relay.connections.pass_stream = pass_stream
 
-    def forbid(self, addresses: Iterable[Address]) -> None:
+    def forbid(self, listeners: Iterable[Address], backends: Iterable[Address]) -> None:
         """No relaying to these addresses and ports: our own listeners and the backends' SIP (rule P5)."""
-        forbidden = frozenset(addresses)
-        if forbidden != self._forbidden:
-            self._forbidden = forbidden
-            self.server.peers.forbid(forbidden)
+        forbidden = frozenset(listeners), frozenset(backends)
+        if forbidden != (self._listeners, self._backends):
+            self._listeners, self._backends = forbidden
+            self.server.peers.forbid(*forbidden)
             self._relay.apply(self.server.reconsider())
 
     def narrow(self, registrations: Iterable[str]) -> None:
@@ -171,7 +172,7 @@ class Media:
             self._settings = settings
             self.server.reload(credentials)
             self.server.peers = peers
-            self.server.peers.forbid(self._forbidden)
+            self.server.peers.forbid(self._listeners, self._backends)
             self._relay.apply(self.server.reconsider())
 
         return take
@@ -195,7 +196,6 @@ class Media:
             relay_ports=self._relay_ports,
             allow=settings.allow_peers,
             deny=settings.deny_peers,
-            forbidden=self._forbidden,
             machine_hosts=self._machine_hosts,
         )
 

@@ -178,8 +178,9 @@ def new_backend_sockets(
     )
 
 
-def new_media(base: Foundation, refused: set[Address]) -> Media | None:
-    """The TURN server, which relays nothing to `refused` (rule P5); None where there is none. Raises WsgateError."""
+def new_media(base: Foundation, refused: tuple[set[Address], set[Address]]) -> Media | None:
+    """The TURN server, which relays nothing to `refused`: our listeners, and the SIP addresses of backends (rule P5).
+    None where there is none. Raises WsgateError."""
     configuration = base.configuration
     if configuration.turn is None:
         return None
@@ -195,7 +196,7 @@ def new_media(base: Foundation, refused: set[Address]) -> Media | None:
         call_peers=base.call_peers,
         share=(base.crew.number, base.crew.workers),
     )
-    media.forbid(refused)
+    media.forbid(*refused)
     for name, listener in configuration.listeners.items():
         ports = [sock.getsockname()[1] for sock in base.sockets("listener", name) if listener.turn]
         if listener.tls is not Switch.OFF:

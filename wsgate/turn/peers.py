@@ -94,7 +94,7 @@ class Peers:
     `allow` makes exceptions to the built-in list, `deny` adds to it and wins. `own_hosts` are the relay's addresses (as
     bound and as seen from outside): of them only `relay_ports` are allowed, unless `allow` names exactly that host. Of
     `machine_hosts`, the other addresses of this machine, nothing is: what listens behind its firewall would take the
-    relay for a neighbour.
+    relay for a neighbour. A backend among them stays a peer like any other: it sends RTP from there.
     """
 
     def __init__(
@@ -115,12 +115,17 @@ class Peers:
         self._closed = self._own - named
         self._machine = frozenset(str(ipaddress.ip_address(host)) for host in machine_hosts) - self._own - named
         self._forbidden: frozenset[tuple[str, int]] = frozenset()
+        self._backends: frozenset[str] = frozenset()
         self.forbid(forbidden)
 
-    def forbid(self, addresses: Iterable[Address]) -> None:
+    def forbid(self, listeners: Iterable[Address], backends: Iterable[Address] = ()) -> None:
         """Take these as the addresses and ports that no list opens: own listeners, control and metrics ports, SIP
         transport addresses of backends. Hosts are numeric and each interface is named; replaces what was there."""
-        self._forbidden = frozenset((str(canonical_ip(ipaddress.ip_address(host))), port) for host, port in addresses)
+        of_backends = frozenset((str(canonical_ip(ipaddress.ip_address(host))), port) for host, port in backends)
+        self._backends = frozenset(host for host, _ in of_backends)
+        self._forbidden = of_backends.union(
+            (str(canonical_ip(ipaddress.ip_address(host))), port) for host, port in listeners
+        )
 
     def host_allowed(self, host: str) -> bool:
         """Is any port of this address allowed? `host` is numeric; anything else is refused."""
@@ -164,8 +169,10 @@ class Peers:
 
     def _face_allowed(self, address: IPAddress) -> bool:
         host = str(address)
-        if host in self._own or host in self._machine:
-            return host in self._own
+        if host in self._own:
+            return True
+        if host in self._machine and host not in self._backends:
+            return False
         if _lies_in(address, self._deny):
             return False
         return _lies_in(address, self._allow) or not _lies_in(address, _REFUSED)
