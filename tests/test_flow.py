@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from wsgate.addr import Address, Transport
 from wsgate.keys import Key
-from wsgate.sip.flow import TOKEN_LENGTH, FlowTable, FlowTokens, Verdict
+from wsgate.sip.flow import TOKEN_LENGTH, Flow, FlowTable, FlowTokens, Verdict
 
 NEW, OLD, STRANGE = Key(7, b"n" * 32), Key(6, b"o" * 32), Key(7, b"s" * 32)
 CONNECTION = bytes(range(8))
@@ -103,3 +103,26 @@ def test_connection_ids_come_from_the_random_source_and_are_forgotten_on_close()
     assert list(table) == [second]
     assert len(table) == 1
     assert (first.hop.transport, second.hop.transport) == (Transport.WSS, Transport.WS)
+
+
+def test_a_flow_gives_the_handle_of_its_tokens_whatever_it_gave_before() -> None:
+    """Rule R5: the one that is kept is that of the same AOR and Contact alone."""
+    counted: list[tuple[bytes, bytes]] = []
+
+    class Counted(FlowTokens):
+        def handle(self, aor: bytes, contact: bytes) -> bytes:
+            counted.append((aor, contact))
+            return super().handle(aor, contact)
+
+    tokens = Counted([Key(1, b"k" * 32)])
+    flow = Flow(b"c" * 8, b"t", Address("203.0.113.5", 4000), True, Address("gate.example.org", 443))
+    asked = [
+        (b"a@h", b"sip:a@x"),
+        (b"a@h", b"sip:a@x"),
+        (b"a@h", b"sip:a@y"),
+        (b"b@h", b"sip:a@y"),
+        (b"a@h", b"sip:a@x"),
+    ]
+    given = [flow.handle(tokens, *one) for one in asked]
+    assert given == [FlowTokens.handle(tokens, *one) for one in asked]
+    assert counted == [asked[0], asked[2], asked[3], asked[4]]

@@ -37,29 +37,23 @@ class Transport(enum.Enum):
     WS = "WS"
     WSS = "WSS"
 
-    @property
-    def reliable(self) -> bool:
-        """True where the transport itself retransmits (RFC 3261 §17)."""
-        return self is not Transport.UDP
+    reliable: bool
+    """True where the transport itself retransmits (RFC 3261 §17)."""
+    secure: bool
+    """True for TLS and WSS."""
+    default_port: int
+    """The port where a URI leaves it out (RFC 3261 §19.1.2, RFC 7118 §5.2.2)."""
+    word: bytes
+    """As in a Via."""
 
-    @property
-    def secure(self) -> bool:
-        """True for TLS and WSS."""
-        return self in (Transport.TLS, Transport.WSS)
+    def __init__(self, word: str) -> None:
+        self.reliable = word != "UDP"
+        self.secure = word in ("TLS", "WSS")
+        self.default_port = {"TLS": 5061, "WS": 80, "WSS": 443}.get(word, 5060)
+        self.word = word.encode()
 
-    @property
-    def default_port(self) -> int:
-        """The port where a URI leaves it out (RFC 3261 §19.1.2, RFC 7118 §5.2.2)."""
-        return _DEFAULT_PORTS[self]
-
-
-_DEFAULT_PORTS = {
-    Transport.UDP: 5060,
-    Transport.TCP: 5060,
-    Transport.TLS: 5061,
-    Transport.WS: 80,
-    Transport.WSS: 443,
-}
+    # Each is there once. By the word, as an Enum does it, every look into a table of hops would run a function.
+    __hash__ = object.__hash__
 
 
 class Hop(NamedTuple):

@@ -103,22 +103,34 @@ class Registrations:
     def remember(self, registration: Registration, now: float) -> bool:
         """Take in a registration; the newer flow supersedes the older one (R4, R6). False when a table is full."""
         key = registration.key
+        known = self._registrations.get(key)
+        expires_at = min(registration.expires_at, now + MAX_LIFETIME_SECONDS)
+        if known is not None and known[:5] == registration[:5] and known.handle == registration.handle:
+            # Refreshed, as nearly always: nothing moves but the end.
+            self._take_in(key, registration, expires_at)
+            self._flows.note_use(registration.flow, now)
+            return True
         keys = self._keys_of_flow.get(registration.flow, ())
         if key not in keys and len(keys) >= MAX_REGISTRATIONS_PER_FLOW:
             return False
-        if key not in self._registrations and len(self._registrations) >= self._limit:
+        if known is None and len(self._registrations) >= self._limit:
             return False
-        expires_at = min(registration.expires_at, now + MAX_LIFETIME_SECONDS)
         self._drop_handle(key)
-        self._registrations[key] = registration._replace(expires_at=expires_at)
-        if registration.handle:
-            self._key_of_handle[registration.handle] = key
-        self._key_of_id[registration.id] = key
-        self._changed(key)
-        self._expiries.set(key, expires_at)
+        self._take_in(key, registration, expires_at)
+        if known is None:
+            self._key_of_id[registration.id] = key
         self._keys_of_aor.setdefault(registration.aor, set()).add(key)
         self._add_flow(key, registration.flow, now)
         return True
+
+    def _take_in(self, key: RegistrationKey, registration: Registration, expires_at: float) -> None:
+        if registration.expires_at != expires_at:
+            registration = registration._replace(expires_at=expires_at)
+        self._registrations[key] = registration
+        if registration.handle:
+            self._key_of_handle[registration.handle] = key
+        self._changed(key)
+        self._expiries.set(key, expires_at)
 
     def date(self, key: RegistrationKey, at: float) -> None:
         """It is as it is since `at`: of what workers tell each other the later word counts."""

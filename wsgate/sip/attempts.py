@@ -7,7 +7,7 @@ transaction of its own. Pure: every method returns effects, or adds to those it 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 from wsgate.addr import Address, Hop, Transport
@@ -19,7 +19,7 @@ from wsgate.sip.connections import Connections, accepted_from
 from wsgate.sip.contexts import Branch, Effect, Outcome, Resolve, Stray
 from wsgate.sip.dead_targets import Place
 from wsgate.sip.decisions import Backends
-from wsgate.sip.flow import RandomBytes
+from wsgate.sip.flow import FlowTokens, RandomBytes
 from wsgate.sip.message import Message
 from wsgate.sip.names import Names
 from wsgate.sip.probes import Probe, Probes
@@ -52,7 +52,7 @@ class Attempts:
         names: Names,
         backends: Backends,
         loops: LoopDetection,
-        handle: Callable[[bytes, bytes], bytes],
+        tokens: FlowTokens,
         random_bytes: RandomBytes,
         counters: Counters,
         calls: Calls,
@@ -66,7 +66,7 @@ class Attempts:
         self._names = names
         self._backends = backends
         self._loops = loops
-        self._handle = handle
+        self._tokens = tokens
         self._counters = counters
         self._composer = Composer(names)
         self._connections = Connections(names, counters)
@@ -344,7 +344,7 @@ class Attempts:
             uri=branch.uri,
             routes=branch.routes,
             breadth=branch.breadth,
-            contacts=self._contacts(message, departure, branch) if mode is not ContactMode.PATH else None,
+            contacts=self._contacts(message, leg, departure, branch) if mode is not ContactMode.PATH else None,
             with_path=mode is not ContactMode.CONTACT,
             forwarded=_forwarded(leg, branch),
             proof=self._siblings.proof(via_branch) if branch.sibling else b"",
@@ -358,16 +358,18 @@ class Attempts:
             return ContactMode.PATH
         return settings.contact_mode
 
-    def _contacts(self, message: Message, departure: Leg, branch: Branch) -> Changes:
+    def _contacts(self, message: Message, leg: Leg, departure: Leg, branch: Branch) -> Changes:
         """Rule R5: by the transport of the target, also where this REGISTER is too large for it (I4).
 
         A registrar that compares URIs would else hold two bindings of a client whose REGISTER grows, and call it twice.
         """
+        if leg.flow is None:
+            return []
         try:
             aor = message.to.parsed_uri().address_of_record
             transport = branch.target.transport if branch.target is not None else departure.hop.transport
             address = self._names.of_first_worker(departure.sent_by)
-            return rewritten(message, partial(self._handle, aor), address, transport)
+            return rewritten(message, partial(leg.flow.handle, self._tokens, aor), address, transport)
         except ProtocolError:
             # What cannot be read is the registrar's to refuse.
             return []

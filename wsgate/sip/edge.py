@@ -140,7 +140,7 @@ class Edge:
                 names,
                 backends,
                 loops,
-                flows.tokens.handle,
+                flows.tokens,
                 random_bytes,
                 counters,
                 calls,

@@ -98,7 +98,19 @@ class Flow:
     header lines for backends.
     """
 
-    __slots__ = ("forwarded", "host", "id", "identity", "is_open", "outbound", "remote", "secure", "token")
+    __slots__ = (
+        "_handle",
+        "forwarded",
+        "hop",
+        "host",
+        "id",
+        "identity",
+        "is_open",
+        "outbound",
+        "remote",
+        "secure",
+        "token",
+    )
 
     def __init__(self, connection: bytes, token: bytes, remote: Address, secure: bool, host: Address) -> None:
         self.id = connection
@@ -110,11 +122,15 @@ class Flow:
         self.is_open = True
         self.identity: Identity | None = None
         self.forwarded: tuple[tuple[bytes, bytes], ...] = ()
-
-    @property
-    def hop(self) -> Hop:
+        self.hop = Hop(Transport.WSS if secure else Transport.WS, remote, connection)
         """The neighbour at the other end of this connection."""
-        return Hop(Transport.WSS if self.secure else Transport.WS, self.remote, self.id)
+        self._handle = (b"", b"", b"")
+
+    def handle(self, tokens: FlowTokens, aor: bytes, contact: bytes) -> bytes:
+        """`tokens.handle`, of which the last one is kept: who refreshes a registration has the same again."""
+        if self._handle[:2] != (aor, contact):
+            self._handle = (aor, contact, tokens.handle(aor, contact))
+        return self._handle[2]
 
 
 class FlowTable:

@@ -339,7 +339,7 @@ class Forwarding:
         if context.message.method == b"REGISTER" and 200 <= message.status < 300 and context.arrival.flow is not None:
             if message.has_token(b"require", b"outbound") and message.header(b"flow-timer") is None:
                 edit.append(b"Flow-Timer", b"%d" % self._settings.flow_timer)
-            self._restore_contacts(edit, context.message, message)
+            self._restore_contacts(edit, context.arrival.flow, context.message, message)
             for name, value in self._turn_credentials(context.arrival.flow, context.message, message, now):
                 edit.append(name, value)
             effects.append(Retain(context.arrival.flow, context.message, message))
@@ -353,13 +353,13 @@ class Forwarding:
             return Party(b"", "")
         return Party(b"", self._backends.backend_of(arrival.origin.address.host) or "", arrival.origin)
 
-    def _restore_contacts(self, edit: Edit, request: Message, response: Message) -> None:
+    def _restore_contacts(self, edit: Edit, flow: Flow, request: Message, response: Message) -> None:
         """Rules R5, C6: the browser finds its own Contact in the 2xx, in its own spelling; others get theirs back."""
         if not any(HANDLE_PARAMETER in line.lower() for line in response.lines(b"contact")):
             return
         try:
             aor = request.to.parsed_uri().address_of_record
-            own = {self._tokens.handle(aor, uri): uri for uri in map(contact_uri, request.values(b"contact"))}
+            own = {flow.handle(self._tokens, aor, uri): uri for uri in map(contact_uri, request.values(b"contact"))}
             changes = restored(
                 response.values(b"contact"), lambda handle: own.get(handle) or self._contact_behind(handle)
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from types import MappingProxyType
 
 from wsgate.addr import Address, Hop, Transport, canonical_host, split_host_port
@@ -12,6 +13,17 @@ from wsgate.sip.headers import Uri, host_port
 
 OWN_CONNECTIONS = 4096
 """Local addresses of WebSocket connections to backends that are remembered as ours."""
+
+OWN_ADDRESSES_WRITTEN = 256
+"""Of the addresses that we call ourselves by, how many are kept as they are written."""
+
+_URI_WORDS = {
+    Transport.UDP: b"",
+    Transport.TCP: b";transport=tcp",
+    Transport.TLS: b";transport=tls",
+    Transport.WS: b";transport=ws",
+    Transport.WSS: b";transport=ws",
+}
 
 
 class Names:
@@ -117,25 +129,18 @@ def _default_ports(uri: Uri) -> tuple[int, ...]:
     return (5061,) if uri.scheme == b"sips" else (5060,)
 
 
+@lru_cache(OWN_ADDRESSES_WRITTEN)
+def _written(address: Address) -> bytes:
+    """An address of ours as it stands in a URI or Via."""
+    return host_port(canonical_host(address.host), address.port)
+
+
 def via_value(hop: Hop, sent_by: Address, branch: bytes) -> bytes:
     """Our Via towards `hop`; `rport` is asked for where answers go by address (RFC 3581, V1)."""
     streamless = b"" if hop.transport in (Transport.WS, Transport.WSS) else b";rport"
-    return b"SIP/2.0/%b %b;branch=%b%b" % (
-        hop.transport.value.encode(),
-        host_port(sent_by.host, sent_by.port),
-        branch,
-        streamless,
-    )
+    return b"SIP/2.0/%b %b;branch=%b%b" % (hop.transport.word, _written(sent_by), branch, streamless)
 
 
 def side_uri(token: bytes, transport: Transport, address: Address, *parameters: bytes) -> bytes:
     """`<sip:TOKEN@HOST:PORT[;transport=..];lr...>` for Path and Record-Route: always `sip:`, WSS written as ws (C2)."""
-    word = {Transport.TCP: b";transport=tcp", Transport.TLS: b";transport=tls", Transport.UDP: b""}.get(
-        transport, b";transport=ws"
-    )
-    return b"<sip:%b@%b%b%b>" % (
-        token,
-        host_port(canonical_host(address.host), address.port),
-        word,
-        b"".join(b";" + parameter for parameter in parameters),
-    )
+    return b"<sip:%b@%b%b;%b>" % (token, _written(address), _URI_WORDS[transport], b";".join(parameters))

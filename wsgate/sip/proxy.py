@@ -59,6 +59,9 @@ class Popped(NamedTuple):
     tokens: tuple[tuple[Token, bool], ...]
 
 
+NONE_POPPED = Popped(0, ())
+
+
 class Proxy:
     """Decides where a request goes (RFC 3261 §16.4 to §16.6). Holds no state of its own."""
 
@@ -89,6 +92,10 @@ class Proxy:
         refusal = self.judge(message)
         if refusal is not None:
             return refusal
+        if not message.has(b"route"):
+            if arrival.flow is None:
+                return self._from_backend(message, arrival, NONE_POPPED)
+            return self._from_browser(message, arrival.flow, NONE_POPPED, [], now)
         routes = [parse_name_addr(value) for value in message.values(b"route")]
         popped = self._pop(routes, arrival)
         if any(token.verdict is Verdict.FORGED for token, _ in popped.tokens):

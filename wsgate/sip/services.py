@@ -6,6 +6,7 @@ Rules: G1 (OPTIONS for us, location), G4 (whose From), G6 (one branch for each i
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from wsgate.addr import Address
 from wsgate.bindings import Binding
@@ -90,7 +91,7 @@ class Services:
             aor = request.to.parsed_uri().address_of_record
             found = [one for one in self._directory.registrations_of(flow.id) if one.aor == aor]
             if response is not None and request.values(b"contact"):
-                handle = self._flows.tokens.handle
+                handle = partial(flow.handle, self._flows.tokens)
                 found = registrations(flow.id, request, response, now, handle) or []
         except ProtocolError:
             return ()
@@ -106,7 +107,8 @@ class Services:
     def retain(self, retain: Retain, now: float) -> None:
         """Rule R4: what a backend's registrar has confirmed is remembered with the flow."""
         try:
-            found = registrations(retain.flow.id, retain.request, retain.response, now, self._flows.tokens.handle)
+            handle = partial(retain.flow.handle, self._flows.tokens)
+            found = registrations(retain.flow.id, retain.request, retain.response, now, handle)
             if found is None:
                 self._directory.forget_all(retain.request.to.parsed_uri().address_of_record)
                 return

@@ -6,7 +6,6 @@ machines do stands in transaction_tables; here are the transactions, the matchin
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import count
 
@@ -78,7 +77,7 @@ class TransactionLayer:
         self._clients: dict[Key, ClientTransaction] = {}
         self._live: dict[int, Transaction] = {}
         self._waiting: dict[object, dict[int, Transaction]] = {}
-        self._asked: Counter[bytes] = Counter()
+        self._asked: dict[bytes, int] = {}  # how many of the waiting are requests that the connection sent
         self._timers = Timers(settings, self._live)
         self._numbers: Iterator[int] = count(1)
 
@@ -112,7 +111,7 @@ class TransactionLayer:
             self._live[server.number] = server
             if server.reliable and hop.connection:
                 self._waiting.setdefault(hop.connection, {})[server.number] = server
-                self._asked[hop.connection] += 1
+                self._asked[hop.connection] = self._asked.get(hop.connection, 0) + 1
         else:
             # Rule B4: a retransmission ends here, it never reaches the other side.
             self._counters.count("sip_retransmissions_received")
@@ -250,7 +249,7 @@ class TransactionLayer:
         """The option of [limits] that has no room for another request of `hop`; empty when there is room."""
         if len(self._live) >= self._settings.transactions:
             return "transactions"
-        if is_stranger and self._asked[hop.connection] >= self._settings.transactions_per_connection:
+        if is_stranger and self._asked.get(hop.connection, 0) >= self._settings.transactions_per_connection:
             return "transactions_per_connection"
         return ""
 
