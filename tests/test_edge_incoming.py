@@ -21,6 +21,7 @@ from tests.edge_world import (
 from wsgate.addr import Address, Hop, Transport
 from wsgate.keys import Key
 from wsgate.sip.flow import FlowTokens
+from wsgate.sip.framing import Broken, StreamFramer
 from wsgate.sip.message import Message
 
 URI = "sip:alice@abc.invalid;transport=ws"
@@ -57,6 +58,34 @@ def test_a_forged_token_is_403_and_a_flow_that_is_gone_430_with_ob_else_480_at_o
     world.from_backend(backend_request("INVITE", URI, f"Route: {route}"))
     assert world.one(PBX).status == status
     assert world.asked == []
+
+
+@pytest.mark.parametrize(
+    ("length", "status"),
+    [(b"", 400), (b"Content-Length: x\r\n", 400), (b"l: 1\r\nl: 2\r\n", 400), (b"Content-Length: 999999999\r\n", 513)],
+)
+def test_what_a_stream_cannot_frame_is_answered(length: bytes, status: int):
+    """Table A; RFC 3261 §18.3, §20.14, §21.5.7: statelessly, and never an ACK, an answer, or a stranger twice."""
+    world = World()
+    framer = StreamFramer(16384, 262144)
+    via = "SIP/2.0/TCP 198.51.100.7:5060;branch=z9hG4bKt"
+    data = backend_request("MESSAGE", "sip:alice@example.com", via=via)
+    [broken] = framer.receive(data.replace(b"Content-Length: 0\r\n", length))
+    assert isinstance(broken, Broken)
+
+    def unframed(head: bytes, address: Address = PBX) -> list[Message]:
+        world.apply(world.edge.from_backend(Hop(Transport.TCP, address, b"c" * 8), head, world.now, broken.reason))
+        assert all(hop.connection == b"c" * 8 for hop, _ in world.sent)
+        return world.take()
+
+    [answer] = unframed(broken.head)
+    assert answer.status == status
+    assert broken.reason.encode() in answer.header(b"warning") or status == 513
+    assert unframed(broken.head.replace(b"MESSAGE", b"ACK")) == []
+    assert unframed(b"SIP/2.0 200 OK\r\n" + broken.head.partition(b"\r\n")[2]) == []
+    assert unframed(b"MESSAGE sip:alice@example.com SIP/2.0\r\n\r\n") == []
+    stranger = Address("203.0.113.99", 40000)
+    assert [message.status for message in unframed(broken.head, stranger) + unframed(broken.head, stranger)] == [403]
 
 
 @pytest.mark.parametrize("method", ["INVITE", "MESSAGE", "OPTIONS", "NOTIFY", "BYE"])

@@ -94,6 +94,7 @@ def test_a_length_that_cannot_be_believed_ends_the_stream(length: bytes, reason:
     [event] = machine.receive(request(b"12345", length))
     assert isinstance(event, Broken)
     assert reason in event.reason
+    assert event.head == request(b"", length)
     assert machine.receive(request()) == []
 
 
@@ -142,11 +143,13 @@ def test_limits_are_judged_before_buffering() -> None:
     machine = framer(max_header_bytes=1000)
     start = b"INVITE sip:a SIP/2.0\r\nSubject: "
     machine.receive(start + b"a" * (1000 - len(start)))
-    assert machine.receive(b"a") == [Broken("header section too large")]
-    assert framer(max_header_bytes=50).receive(request()) == [Broken("header section too large")]
+    assert machine.receive(b"a") == [Broken("header section too large", b"INVITE sip:a SIP/2.0\r\n\r\n")]
+    [event] = framer(max_header_bytes=50).receive(request())
+    assert isinstance(event, Broken)
+    assert event.reason == "header section too large"
     whole = request(b"x" * 100)
     assert framer(max_message_bytes=len(whole)).receive(whole) == [Framed(whole)]
-    assert framer(max_message_bytes=len(whole) - 1).receive(whole[:-100]) == [Broken("message too large")]
+    assert framer(max_message_bytes=len(whole) - 1).receive(whole[:-100]) == [Broken("message too large", whole[:-100])]
 
 
 def test_a_long_head_in_small_pieces_is_searched_once() -> None:

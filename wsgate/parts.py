@@ -170,6 +170,7 @@ def new_backend_sockets(
         resolver.backend_at,
         edge.is_trusted,
         base.counters,
+        signalling.unframed,
         configuration.websocket,
         BackendLimits(stream=limits),
         contexts=client_contexts(configuration, base.files),

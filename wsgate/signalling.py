@@ -109,6 +109,11 @@ class Signalling:
             self.hear()
         self.apply(self._edge.from_backend(hop, data, now()))
 
+    def unframed(self, hop: Hop, head: bytes, reason: str) -> None:
+        """The head of a message on a stream whose end cannot be known, with the reason."""
+        _show(f"not framed ({reason}) from", hop, head)
+        self.apply(self._edge.from_backend(hop, head, now(), flaw=reason))
+
     def connected(self, hop: Hop, local: Address) -> None:
         """A connection to a WS backend stands."""
         self.apply(self._edge.connected(hop, local, now()))

@@ -63,6 +63,7 @@ class World:
         self.received: list[tuple[Hop, bytes, Address]] = []
         self.connected: list[tuple[Hop, Address]] = []
         self.failed: list[tuple[Hop, str]] = []
+        self.heads: list[tuple[bytes, str]] = []
         self.targets: dict[tuple[Transport, Address], BackendSettings] = {}
         self.allowed = True
         self.counters = Counters()
@@ -75,6 +76,7 @@ class World:
             self.find,
             lambda host: self.allowed,
             self.counters,
+            self.unframed,
             tls_listeners=listeners[1:],
             **settings,
         )
@@ -84,6 +86,10 @@ class World:
         self.received.append((hop, data, local))
         if data.startswith(b"RAISE"):
             raise ValueError("a bug")
+
+    def unframed(self, hop: Hop, head: bytes, reason: str) -> None:
+        self.heads.append((head, reason))
+        self.sockets.send(hop, b"last words")
 
     def find(self, transport: Transport, where: Address) -> tuple[BackendSettings, Target] | None:
         settings = self.targets.get((transport, where))
@@ -325,6 +331,29 @@ def test_tcp_garbage_ends_the_stream_and_nothing_else(make: Make, garbage: bytes
         until(lambda: _ended(bad))
         good.sendall(REQUEST)
         until(lambda: len(world.received) == 2)
+
+
+def test_tcp_what_has_no_border_is_answered_before_the_stream_ends(make: Make) -> None:
+    """Table A; RFC 3261 §18.3: also where the peer still writes, which a close with bytes unread would reset."""
+    world = make()
+    head = b"X sip:x SIP/2.0\r\nl: 1073741824\r\n\r\n"
+    with gevent_socket.create_connection(world.tcp, timeout=10) as peer:
+        peer.sendall(REQUEST + head + b"x" * 300_000)
+        peer.sendall(b"x" * 100_000)
+        assert peer.recv(100) == b"last words"
+        assert peer.recv(100) == b""
+    assert world.heads == [(head, "message too large")]
+    assert world.datas() == [REQUEST]
+    assert world.counters.values["sip_malformed_streams"] == 1
+
+
+def test_tcp_what_has_no_head_is_not_answered(make: Make) -> None:
+    world = make()
+    with gevent_socket.create_connection(world.tcp, timeout=10) as peer:
+        peer.sendall(b"\x16\x03\x01")
+        assert peer.recv(100) == b""
+    assert world.heads == []
+    assert world.counters.values["sip_malformed_streams"] == 1
 
 
 def _ended(one: socket.socket) -> bool:

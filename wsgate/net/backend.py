@@ -26,6 +26,7 @@ from wsgate.net.clock import now
 from wsgate.net.datagram import DatagramSocket
 from wsgate.net.keep_alive import binding_answer, is_stun
 from wsgate.net.tls import ClientContexts
+from wsgate.sip.framing import Broken
 from wsgate.sip.message import Message
 from wsgate.sip.targets import BackendSettings, Target
 from wsgate.ws.connection import WebSocketSettings
@@ -43,6 +44,7 @@ _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 Received = Callable[[Hop, bytes, Address], None]
 Connected = Callable[[Hop, Address], None]
 Failed = Callable[[Hop, str], None]
+Unframed = Callable[[Hop, bytes, str], None]
 ServerContext = Callable[[], ssl.SSLContext]
 FindBackend = Callable[[Transport, Address], "tuple[BackendSettings, Target] | None"]
 
@@ -72,6 +74,8 @@ class BackendSockets:
     `connected(hop, local)` says that an outgoing stream is there: Via and Path of a WebSocket backend carry `local`
     (rule V1). `failed(hop, reason)` says that an ICMP error came (UDP), that no connection could be made (`hop` without
     connection) or that a stream ended (`hop` with its connection), ours for idleness included.
+    `unframed(hop, head, reason)` gets the head of a message whose end cannot be known: an answer that is sent at once
+    is the last on its stream.
     `find_backend` (Resolver.backend_at) tells name, path and trust of a target; TLS, WS and WSS go to such ones only.
     `allowed(host)` names the sources that may hold many connections. `contexts` are those for TLS and WSS backends,
     `server_context` gives the one for whoever connects to `tls_listeners`.
@@ -91,6 +95,7 @@ class BackendSockets:
         find_backend: FindBackend,
         allowed: Callable[[str], bool],
         counters: Counters,
+        unframed: Unframed,
         websocket: WebSocketSettings | None = None,
         limits: BackendLimits | None = None,
         *,
@@ -98,7 +103,7 @@ class BackendSockets:
         tls_listeners: Sequence[socket.socket] = (),
         server_context: ServerContext = _no_certificate,
     ) -> None:
-        self._received, self._connected, self._failed = received, connected, failed
+        self._received, self._connected, self._failed, self._unframed = received, connected, failed, unframed
         self._find_backend = find_backend
         self._allowed = allowed
         self._counters = counters
@@ -262,7 +267,7 @@ class BackendSockets:
     def _new_stream(self, hop: Hop, outgoing: bool) -> BackendStream:
         hop = hop._replace(connection=os.urandom(CONNECTION_ID_BYTES))
         stream = BackendStream(
-            hop, outgoing, self._limits.stream, self._websocket, self._message, self._opened, self._ended
+            hop, outgoing, self._limits.stream, self._websocket, self._message, self._opened, self._ended, self._broken
         )
         self._streams[hop.connection] = stream
         self._by_address[hop.transport, hop.address] = stream
@@ -272,8 +277,12 @@ class BackendSockets:
         self._counters.count("sip_stream_messages_received")
         if stream.may_be_alias:
             self._take_alias(stream, data)
+        self._guarded(stream, self._received, data, stream.local)
+
+    def _guarded(self, stream: BackendStream, tell: Callable[..., None], *what: object) -> None:
+        """A bug in a handler costs one message."""
         try:
-            self._received(stream.hop, data, stream.local)
+            tell(stream.hop, *what)
         except Exception:
             logger.exception("internal error on a message of %s", stream.hop.address)
             self._counters.count("internal_errors")
@@ -316,14 +325,17 @@ class BackendSockets:
                 del self._incoming[hop.address.host]
             self._strangers -= not stream.is_trusted
         self._counters.count("sip_connections_ended")
-        if stream.was_malformed:
-            # Table A: without a border there is no further message, and nothing that could be answered on it.
-            self._counters.count("sip_malformed_streams")
         logger.debug("%s connection of %s ended: %s", hop.transport.value, hop.address, reason)
         if stream.local.port:
             self._fail_later(hop, reason)
         elif stream.outgoing:
             self._fail_later(hop._replace(connection=b""), reason)
+
+    def _broken(self, stream: BackendStream, event: Broken) -> None:
+        """Table A: without a border there is no further message; what can be answered of this one is."""
+        self._counters.count("sip_malformed_streams")
+        if event.head:
+            self._guarded(stream, self._unframed, event.head, event.reason)
 
     def _fail_later(self, hop: Hop, reason: str) -> None:
         gevent.spawn(self._fail, hop, reason)

@@ -25,13 +25,13 @@ class StreamLimits(NamedTuple):
 class Step(NamedTuple):
     """What bytes or time brought: whole messages, bytes to send, and why the stream ends (empty: it goes on).
 
-    `is_malformed` says that it ends because no border of messages is known any more.
+    `broken` says that it ends because no border of messages is known any more.
     """
 
     messages: list[bytes]
     output: bytes
     end: str
-    is_malformed: bool = False
+    broken: Broken | None = None
 
 
 class Codec(Protocol):
@@ -71,7 +71,7 @@ class StreamCodec:
             elif isinstance(event, Ping):
                 output += KEEP_ALIVE_PONG
             elif isinstance(event, Broken):
-                return Step(messages, output, event.reason, is_malformed=True)
+                return Step(messages, output, event.reason, event)
         return Step(messages, output, "")
 
     def handle_timer(self, at: float) -> Step:

@@ -6,6 +6,7 @@ long ends the stream. What differs between the transports once a stream is open 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from wsgate.errors import ProtocolError, WsgateError
 from wsgate.net.backend_codec import Codec, Step, StreamCodec, StreamLimits, WebSocketCodec
 from wsgate.net.clock import now
 from wsgate.net.tls import check_sip_domain
+from wsgate.sip.framing import Broken
 from wsgate.ws.connection import WebSocketSettings
 from wsgate.ws.handshake import ClientHandshake
 
@@ -31,6 +33,9 @@ HANDSHAKE_TIMEOUT_SECONDS = 4.0
 """For TLS and the WebSocket upgrade together."""
 UNACKNOWLEDGED_SECONDS = 20
 """How long TCP may wait for an acknowledgement before the connection counts as broken (RFC 5482)."""
+
+LINGER_SECONDS, LINGER_BYTES = 1.0, 1048576
+"""How long, and for how much, a stream is read after the answer that ends it."""
 
 _READ, _WRITE = 1, 2
 
@@ -49,10 +54,9 @@ class Peer(NamedTuple):
 class BackendStream:
     """One connection; `hop` carries its id. `heard_at` is when bytes came last, `used_at` when a message passed.
 
-    `was_malformed` says of one that ended that its peer's bytes could not be cut into messages.
-
     Its owner is told `received(stream, message)` and `opened(stream)` from its greenlet, and `ended(stream, reason)`
-    once, from wherever the end was noticed.
+    once, from wherever the end was noticed. `broken(stream, event)` comes before the end of one whose peer's bytes
+    cannot be cut into messages: what is sent then, and is taken by the socket, still arrives.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class BackendStream:
         received: Callable[[BackendStream, bytes], None],
         opened: Callable[[BackendStream], None],
         ended: Callable[[BackendStream, str], None],
+        broken: Callable[[BackendStream, Broken], None],
     ) -> None:
         self.hop = hop
         self.outgoing = outgoing
@@ -71,11 +76,12 @@ class BackendStream:
         self.heard_at = self.used_at = now()
         self.is_trusted = True
         self.may_be_alias = False
-        self.was_malformed = False
         self.alias: tuple[Transport, Address] | None = None
         self._limits = limits
         self._websocket = websocket
-        self._received, self._opened, self._ended = received, opened, ended
+        self._received, self._opened, self._ended, self._broken = received, opened, ended, broken
+        self._messages_sent = 0
+        self._has_last_words = False
         self._codec: Codec | None = None
         self._socket: Any = None
         self._waiting: list[bytes] = []  # messages for a connection that is not open yet
@@ -106,6 +112,7 @@ class BackendStream:
             return
         if self._codec is not None:
             self.used_at = now()
+            self._messages_sent += 1
             self._write(self._codec.encode(data))
             return
         self._waiting.append(data)
@@ -243,6 +250,8 @@ class BackendStream:
         watcher = get_hub().loop.io(plain.fileno(), _READ)
         try:
             self._read(codec, watcher)
+            if self._has_last_words:
+                self._linger(watcher)
         finally:
             watcher.stop()
             watcher.close()
@@ -268,6 +277,21 @@ class BackendStream:
                     return
             gevent.sleep(0)
 
+    def _linger(self, watcher: Any) -> None:
+        """Read on for a moment: a close with bytes unread is a reset that overtakes the answer (RFC 1122 §4.2.2.13)."""
+        left = LINGER_BYTES
+        with gevent.Timeout(LINGER_SECONDS, False), contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+            while left > 0:
+                try:
+                    data = self._socket.recv(READ_BYTES)
+                except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                    get_hub().wait(watcher)
+                    continue
+                if not data:
+                    break
+                left -= len(data)
+
     def _take(self, step: Step) -> None:
         if step.output:
             self._write(step.output)
@@ -275,8 +299,11 @@ class BackendStream:
             self.used_at = now()
         for message in step.messages:
             self._received(self, message)
+        if step.broken is not None and not self.has_ended:
+            before = self._messages_sent
+            self._broken(self, step.broken)
+            self._has_last_words = self._messages_sent > before
         if step.end:
-            self.was_malformed = step.is_malformed
             self.end(step.end)
 
     def _write(self, data: bytes) -> None:

@@ -204,11 +204,15 @@ class Edge:
         headers = _retry("too many messages ([limits] messages_per_second)")
         return self._stateless(message, flow.hop, Answer(503, "Service Unavailable", headers))
 
-    def from_backend(self, hop: Hop, data: bytes, now: float) -> list[Effect]:
-        """One message from the backend side; `hop` is its source (and connection)."""
+    def from_backend(self, hop: Hop, data: bytes, now: float, flaw: str = "") -> list[Effect]:
+        """One message from the backend side; `hop` is its source (and connection).
+
+        `flaw` is what is wrong with the framing of a stream of which this is the last head.
+        """
         message = self._screening.parse(data, hop)
         if message is None:
             return []
+        message.flaw = flaw or message.flaw
         if not message.is_request:
             return self._response(message, hop, now)
         try:

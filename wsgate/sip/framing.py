@@ -10,6 +10,8 @@ from wsgate.errors import ProtocolError
 HEAD_END = b"\r\n\r\n"
 KEEP_ALIVE_PING = b"\r\n\r\n"
 """What asks for a sign of life between two messages (RFC 5626 §3.5.1)."""
+TOO_LARGE = "message too large"
+"""The reason of a Broken that is answered with 513 (RFC 3261 §21.5.7), all others with 400."""
 KEEP_ALIVE_PONG = b"\r\n"
 """What answers KEEP_ALIVE_PING."""
 
@@ -35,9 +37,13 @@ class Pong(NamedTuple):
 
 
 class Broken(NamedTuple):
-    """The peer's bytes break the protocol; always the last event: the stream has no known border any more."""
+    """The peer's bytes break the protocol; always the last event: the stream has no known border any more.
+
+    `head` is that of the message that has no border, as far as it was read, for an answer; empty where there is none.
+    """
 
     reason: str
+    head: bytes = b""
 
 
 Event = Framed | Ping | Pong | Broken
@@ -92,8 +98,8 @@ class StreamFramer:
                 start, self._message_bytes, self._searched = end, 0, 0
         except ProtocolError as error:
             self._broken = True
+            events.append(Broken(error.reason, self._head(start)))
             start = len(self._buffer)
-            events.append(Broken(error.reason))
         del self._buffer[:start]
         return events
 
@@ -119,6 +125,15 @@ class StreamFramer:
             raise ProtocolError("not a SIP message")
         return None, start, start >= len(buffer)
 
+    def _head(self, start: int) -> bytes:
+        """The head at `start`; of one that is too large the whole lines within its limit."""
+        if start >= len(self._buffer) or self._buffer[start] not in _TOKEN_BYTES:
+            return b""
+        head = bytes(memoryview(self._buffer)[start : start + self.max_header_bytes])
+        end = head.find(HEAD_END)
+        end = head.rfind(b"\r\n") if end < 0 else end
+        return head[:end] + HEAD_END if end >= 0 else b""
+
     def _measure(self, start: int) -> bool:
         """Find the end of the head at `start` and with it the message's length; False when the head is unfinished.
 
@@ -135,7 +150,7 @@ class StreamFramer:
         # From the CRLF of the start line on; a field never begins in the start line itself.
         length = content_length(bytes(memoryview(buffer)[start : head_end + 2]))
         if head_bytes + length > self.max_message_bytes:
-            raise ProtocolError("message too large")
+            raise ProtocolError(TOO_LARGE)
         self._message_bytes = head_bytes + length
         return True
 

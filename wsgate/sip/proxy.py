@@ -34,6 +34,7 @@ from wsgate.sip.decisions import (
 )
 from wsgate.sip.dialogs import DialogTable, Side
 from wsgate.sip.flow import Flow, FlowTable, Token, Verdict
+from wsgate.sip.framing import TOO_LARGE
 from wsgate.sip.headers import NameAddr, Uri, host_port, parse_name_addr, parse_uri, same_uri
 from wsgate.sip.heirs import heir_by_contact
 from wsgate.sip.message import Message, warning
@@ -109,6 +110,8 @@ class Proxy:
         if message.flaw:
             if message.flaw == "unknown SIP version":
                 return Answer(505, "Version Not Supported", (warning("only SIP/2.0 is spoken here"),))
+            if message.flaw == TOO_LARGE:
+                return Answer(513, "Message Too Large", (warning("larger than a message on a stream may be"),))
             return malformed(message.flaw)
         scheme = message.uri.partition(b":")[0].lower()
         if not _SCHEME.match(scheme):
