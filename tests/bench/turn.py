@@ -16,7 +16,7 @@ import psutil
 
 from tests.bench.servers import SERVER_CORE, stay_on_the_load_core
 from tests.interop.process import free_port
-from tests.loopback.test_relay import Phone
+from tests.loopback.turn_site import Phone
 from tests.turn_process import PASSWORD, REALM, ROOT, USER, TurnProcess
 
 PEER_HOST = "127.0.0.2"

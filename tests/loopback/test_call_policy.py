@@ -11,8 +11,8 @@ import pytest
 from tests.interop.daemon import Daemon
 from tests.interop.process import free_port, wait_for
 from tests.interop.raw import RawWebSocket, UdpPeer, answer, header, sip
-from tests.loopback.test_relay import Phone, silent, udp
 from tests.loopback.test_turn_credentials import allocate, credentials_in, status
+from tests.loopback.turn_site import Phone, silent, udp
 from wsgate.addr import Address
 from wsgate.turn import stun
 from wsgate.turn.auth import SecretHash, long_term_key, time_limited_password

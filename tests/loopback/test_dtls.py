@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from OpenSSL import SSL
 
-from tests.loopback.test_relay import Phone, Site, eventually, silent, udp
+from tests.loopback.turn_site import Phone, Site, eventually, silent, udp
 from tests.turn_process import write_certificate
 from wsgate.guard import Guard, LimitSettings
 from wsgate.net import dtls

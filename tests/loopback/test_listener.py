@@ -385,3 +385,4 @@ def test_a_connection_that_was_reset_before_it_was_served_is_nothing() -> None:
             sock.close()
         server.browser().close()
         wait_until(lambda: server.guard.connections == 0)
+        assert "internal_errors" not in server.counters.values

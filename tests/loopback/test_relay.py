@@ -8,59 +8,18 @@ import os
 import resource
 import socket
 import struct
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
 import pytest
-from gevent import socket as green
 
-from tests.turn_process import PASSWORD, REALM, RELAYS, USER, listening_socket, make_server
+from tests.loopback.turn_site import PEER_HOST, Phone, Site, eventually, silent, udp
+from tests.turn_process import RELAYS, listening_socket, make_server
 from wsgate.addr import Address
 from wsgate.net.packet_loop import PACKETS_PER_PASS, PACKETS_PER_READ
-from wsgate.net.relay import Relay
 from wsgate.turn import stun
-from wsgate.turn.auth import long_term_key
-from wsgate.turn.stun import Integrity, MessageClass, Method
-from wsgate.turn.values import PasswordAlgorithm
-
-PEER_HOST = "127.0.0.2"
-QUIET_SECONDS = 0.2
-
-
-class Clock:
-    """Monotonic time that can be moved ahead."""
-
-    def __init__(self) -> None:
-        self.ahead = 0.0
-
-    def __call__(self) -> float:
-        return time.monotonic() + self.ahead
-
-
-class Site:
-    """A relay with its listening sockets, in this process."""
-
-    def __init__(
-        self,
-        tick: float = 0.0,
-        listeners: tuple[str, ...] = ("127.0.0.1",),
-        relays: tuple[tuple[str, str], ...] = RELAYS,
-        allow: tuple[str, ...] = ("127.0.0.0/8",),
-        **options: Any,
-    ) -> None:
-        _, self.server = make_server(allow, 1.0, {"unauthenticated_rate": 10**8, **options}, relays)
-        self.counters = self.server.counters.values
-        self.clock = Clock()
-        self.listeners = [listening_socket(host) for host in listeners]
-        self.relay = Relay(self.server, self.listeners, tick=tick, clock=self.clock)
-        self.relay.start()
-
-    def close(self) -> None:
-        self.relay.stop()
-        for sock in self.listeners:
-            sock.close()
+from wsgate.turn.stun import MessageClass, Method
 
 
 @pytest.fixture
@@ -79,79 +38,6 @@ def make_site() -> Iterator[Callable[..., Site]]:
 @pytest.fixture
 def site(make_site: Callable[..., Site]) -> Site:
     return make_site()
-
-
-def udp(host: str = "127.0.0.1") -> Any:
-    sock = green.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
-    sock.bind((host, 0))
-    sock.settimeout(5)
-    return sock
-
-
-def silent(sock: Any) -> bool:
-    """True when nothing comes for a while."""
-    sock.settimeout(QUIET_SECONDS)
-    try:
-        sock.recv(70000)
-    except TimeoutError:
-        return True
-    finally:
-        sock.settimeout(5)
-    return False
-
-
-def eventually(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        gevent.sleep(0.005)
-
-
-class Phone:
-    """A TURN client on a socket of its own."""
-
-    def __init__(self, site: Site, listener: int = 0, sock: Any = None) -> None:
-        self.socket = sock or udp()
-        self.to = site.listeners[listener].getsockname()
-        self.user, self.realm = USER, REALM
-        self.key = long_term_key(USER, REALM, PASSWORD, PasswordAlgorithm.MD5)
-        self.nonce = b""
-
-    def ask(self, method: Method, *fields: Any) -> stun.Message:
-        if not self.nonce:
-            self.nonce = b"?"
-            self.nonce = self._exchange(method).get(stun.NONCE) or b""
-        login = (stun.USERNAME(self.user), stun.REALM(self.realm), stun.NONCE(self.nonce))
-        return self._exchange(method, *login, *fields, integrity=(Integrity.SHA1, self.key))
-
-    def _exchange(self, method: Method, *fields: Any, **options: Any) -> stun.Message:
-        transaction_id = os.urandom(12)
-        self.socket.sendto(stun.encode(method, MessageClass.REQUEST, transaction_id, fields, **options), self.to)
-        answer = stun.parse(self.socket.recv(2000))
-        assert answer.transaction_id == transaction_id
-        return answer
-
-    def allocate(self, *fields: Any) -> Address:
-        answer = self.ask(Method.ALLOCATE, stun.REQUESTED_TRANSPORT(17), *fields)
-        relayed = answer.get(stun.XOR_RELAYED_ADDRESS)
-        assert relayed is not None, answer.get(stun.ERROR_CODE)
-        return relayed
-
-    def bind(self, number: int, peer: tuple[str, int]) -> None:
-        answer = self.ask(Method.CHANNEL_BIND, stun.CHANNEL_NUMBER(number), stun.XOR_PEER_ADDRESS(Address(*peer)))
-        assert answer.message_class is MessageClass.SUCCESS, answer.get(stun.ERROR_CODE)
-
-    def permit(self, peer: tuple[str, int]) -> None:
-        answer = self.ask(Method.CREATE_PERMISSION, stun.XOR_PEER_ADDRESS(Address(*peer)))
-        assert answer.message_class is MessageClass.SUCCESS, answer.get(stun.ERROR_CODE)
-
-    def channel(self, number: int, payload: bytes, *, length: int | None = None, padding: bytes = b"") -> None:
-        head = struct.pack("!HH", number, len(payload) if length is None else length)
-        self.socket.sendto(head + payload + padding, self.to)
-
-    def send(self, peer: tuple[str, int], payload: bytes, *fields: Any) -> None:
-        indication = [stun.XOR_PEER_ADDRESS(Address(*peer)), stun.DATA(payload), *fields]
-        self.socket.sendto(stun.encode(Method.SEND, MessageClass.INDICATION, os.urandom(12), indication), self.to)
 
 
 @pytest.mark.parametrize("payload", [b"", b"x", b"x" * 171, b"x" * 1400, b"x" * 65000], ids=len)

@@ -15,8 +15,9 @@ import pytest
 from gevent import socket as green
 from gevent.server import StreamServer
 
-from tests.loopback.test_turn_stream import Phone, Site, closed, eventually, udp
+from tests.loopback.test_turn_stream import Site, closed
 from tests.loopback.test_turn_stream import make_site as make_site  # noqa: PLC0414 - a fixture
+from tests.loopback.turn_site import StreamPhone, eventually, udp
 from tests.turn_process import REALM, USER
 from wsgate.addr import Address
 from wsgate.net import turn_connections
@@ -70,7 +71,7 @@ def site(make_site: Callable[..., Site], tls: bool) -> Site:
     return make_site(Switch.ON if tls else Switch.OFF)
 
 
-class Control(Phone):
+class Control(StreamPhone):
     """A client with a TCP allocation."""
 
     def __init__(self, site: Site, tls: bool) -> None:
@@ -104,7 +105,7 @@ class Control(Phone):
         """A stream of its own that carries the connection from now on; `behind` is sent in the same write."""
         sock = self.site.connect(self.tls)
         # A nonce is made for an address and port (A2): this stream needs its own.
-        other = Phone(sock)
+        other = StreamPhone(sock)
         other.ask(Method.REFRESH)
         self.nonce, mine = other.nonce, self.nonce
         sock.sendall(self.request(number) + behind)
@@ -175,7 +176,7 @@ def test_the_request_cut_at_every_byte(make_site: Callable[..., Site], peer: Pee
         number = control.connect(peer.address)
         far = peer.connection()
         sock = site.connect()
-        other = Phone(sock)
+        other = StreamPhone(sock)
         other.ask(Method.REFRESH)
         control.nonce, mine = other.nonce, control.nonce
         request = control.request(number)
@@ -364,7 +365,7 @@ def test_the_bandwidth_of_a_user_slows_tcp_down_and_loses_nothing(make_site: Cal
 def test_udp_over_the_bandwidth_of_a_user_is_dropped_and_counted(make_site: Callable[..., Site]) -> None:
     """Rule Q1: both ways, channels and indications; another user is not concerned."""
     site = make_site(Switch.OFF, user_bandwidth=1500)
-    phone, far = Phone(site.connect()), udp()
+    phone, far = StreamPhone(site.connect()), udp(PEER_HOST)
     relayed = phone.allocate()
     phone.bind(0x4001, far.getsockname())
     for _ in range(5):
@@ -385,7 +386,7 @@ def test_udp_over_the_bandwidth_of_a_user_is_dropped_and_counted(make_site: Call
 def test_without_a_bound_nothing_stands_in_the_way_of_a_packet(make_site: Callable[..., Site]) -> None:
     """Rule Q1: no cost when it is 0."""
     site = make_site(Switch.OFF)
-    phone = Phone(site.connect())
+    phone = StreamPhone(site.connect())
     phone.allocate()
     [relay] = site.relay._relays.values()
     assert relay.sendto == relay.socket.sendto

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tests.interop.daemon import Daemon
 from tests.interop.process import free_port
 from tests.interop.raw import RawWebSocket, UdpPeer, answer, header, headers, sip
-from tests.loopback.test_relay import Phone, udp
+from tests.loopback.turn_site import Phone, udp
 from wsgate.handover import Files
 from wsgate.media import shared_secrets
 from wsgate.turn import stun

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.loopback.test_relay import Phone, udp
+from tests.loopback.turn_site import Phone, udp
 from tests.turn_process import REALM, TurnProcess
 from wsgate.turn import stun
 from wsgate.turn.stun import Integrity, MessageClass, Method

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.loopback.test_relay import Phone, Site, silent, udp
 from tests.loopback.test_turn_credentials import status
+from tests.loopback.turn_site import Phone, Site, silent, udp
 from tests.test_peers import BROADCAST, METADATA, REFUSED_HOSTS, embeddings
 from wsgate.addr import Address
 from wsgate.turn import stun

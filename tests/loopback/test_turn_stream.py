@@ -16,8 +16,9 @@ import pytest
 from gevent import socket as green
 from gevent import ssl
 
+from tests.loopback.turn_site import PEER_HOST, StreamPhone, eventually, udp
 from tests.loopback.websocket_peer import server_context
-from tests.turn_process import PASSWORD, REALM, USER, listening_socket, make_server
+from tests.turn_process import listening_socket, make_server
 from wsgate.addr import Address
 from wsgate.guard import ANSWERED_ABOVE_LIMIT, Guard, LimitSettings
 from wsgate.net import turn_stream
@@ -28,19 +29,7 @@ from wsgate.net.turn_stream import MEDIA_QUEUE_BYTES, TurnStreams
 from wsgate.net.upgrade import Accepted
 from wsgate.settings import Switch
 from wsgate.turn import stun
-from wsgate.turn.auth import long_term_key
-from wsgate.turn.framing import Frames
-from wsgate.turn.stun import Integrity, MessageClass, Method
-from wsgate.turn.values import PasswordAlgorithm
-
-PEER_HOST = "127.0.0.2"
-
-
-def eventually(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 15
-    while not condition():
-        assert time.monotonic() < deadline
-        gevent.sleep(0.005)
+from wsgate.turn.stun import MessageClass, Method
 
 
 class Site:
@@ -110,63 +99,6 @@ def make_site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
         site.close()
 
 
-class Phone:
-    """A TURN client on a stream."""
-
-    def __init__(self, sock: Any) -> None:
-        self.socket = sock
-        self.key = long_term_key(USER, REALM, PASSWORD, PasswordAlgorithm.MD5)
-        self.nonce = b""
-        self._frames = Frames()
-        self._read: list[bytes] = []
-
-    def frame(self) -> bytes:
-        while not self._read:
-            data = self.socket.recv(65536)
-            if not data:
-                raise EOFError
-            self._read += self._frames.receive(data, 0.0)
-        return self._read.pop(0)
-
-    def ask(self, method: Method, *fields: Any) -> stun.Message:
-        if not self.nonce:
-            self.nonce = b"?"
-            self.nonce = self._exchange(method).get(stun.NONCE) or b""
-        login = (stun.USERNAME(USER), stun.REALM(REALM), stun.NONCE(self.nonce))
-        return self._exchange(method, *login, *fields, integrity=(Integrity.SHA1, self.key))
-
-    def _exchange(self, method: Method, *fields: Any, **options: Any) -> stun.Message:
-        transaction_id = os.urandom(12)
-        self.socket.sendall(stun.encode(method, MessageClass.REQUEST, transaction_id, fields, **options))
-        answer = stun.parse(self.frame())
-        assert answer.transaction_id == transaction_id
-        return answer
-
-    def allocate(self) -> Address:
-        answer = self.ask(Method.ALLOCATE, stun.REQUESTED_TRANSPORT(17))
-        relayed = answer.get(stun.XOR_RELAYED_ADDRESS)
-        assert relayed is not None, answer.get(stun.ERROR_CODE)
-        return relayed
-
-    def bind(self, number: int, peer: tuple[str, int]) -> None:
-        answer = self.ask(Method.CHANNEL_BIND, stun.CHANNEL_NUMBER(number), stun.XOR_PEER_ADDRESS(Address(*peer)))
-        assert answer.message_class is MessageClass.SUCCESS, answer.get(stun.ERROR_CODE)
-
-    def permit(self, peer: tuple[str, int]) -> None:
-        answer = self.ask(Method.CREATE_PERMISSION, stun.XOR_PEER_ADDRESS(Address(*peer)))
-        assert answer.message_class is MessageClass.SUCCESS, answer.get(stun.ERROR_CODE)
-
-    def channel(self, number: int, payload: bytes) -> None:
-        self.socket.sendall(struct.pack("!HH", number, len(payload)) + payload + bytes(-len(payload) % 4))
-
-
-def udp() -> Any:
-    sock = green.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    sock.bind((PEER_HOST, 0))
-    sock.settimeout(5)
-    return sock
-
-
 def closed(sock: Any) -> bool:
     """True when the other side closed the connection."""
     try:
@@ -182,7 +114,7 @@ def closed(sock: Any) -> bool:
 def test_channel_data_both_ways(make_site: Callable[..., Site], tls: bool, payload: bytes) -> None:
     """Rules E1, P3: padded on the stream, the padding zero and never at the peer."""
     site = make_site(Switch.ON if tls else Switch.OFF)
-    phone, peer = Phone(site.connect(tls)), udp()
+    phone, peer = StreamPhone(site.connect(tls)), udp(PEER_HOST)
     relayed = phone.allocate()
     phone.bind(0x4001, peer.getsockname())
     phone.channel(0x4001, payload)
@@ -196,7 +128,7 @@ def test_channel_data_both_ways(make_site: Callable[..., Site], tls: bool, paylo
 def test_padding_that_is_written_is_zero(make_site: Callable[..., Site]) -> None:
     """Rule P3."""
     site = make_site()
-    phone, peer = Phone(site.connect()), udp()
+    phone, peer = StreamPhone(site.connect()), udp(PEER_HOST)
     relayed = phone.allocate()
     phone.bind(0x4001, peer.getsockname())
     peer.sendto(b"\xff" * 9, relayed)
@@ -207,7 +139,7 @@ def test_padding_that_is_written_is_zero(make_site: Callable[..., Site]) -> None
 
 def test_data_indications_and_send(make_site: Callable[..., Site]) -> None:
     site = make_site()
-    phone, peer = Phone(site.connect()), udp()
+    phone, peer = StreamPhone(site.connect()), udp(PEER_HOST)
     relayed = phone.allocate()
     phone.permit(peer.getsockname())
     indication = [stun.XOR_PEER_ADDRESS(Address(*peer.getsockname())), stun.DATA(b"x" * 3001)]
@@ -220,7 +152,7 @@ def test_data_indications_and_send(make_site: Callable[..., Site]) -> None:
 def test_any_cut_of_the_stream(make_site: Callable[..., Site]) -> None:
     """Rule E3: byte by byte, and several frames in one read."""
     site = make_site()
-    phone, peer = Phone(site.connect()), udp()
+    phone, peer = StreamPhone(site.connect()), udp(PEER_HOST)
     phone.allocate()
     phone.bind(0x4001, peer.getsockname())
     binding = stun.encode(Method.BINDING, MessageClass.REQUEST, b"t" * 12, [])
@@ -238,7 +170,7 @@ def test_any_cut_of_the_stream(make_site: Callable[..., Site]) -> None:
 def test_an_allocation_ends_with_its_stream(make_site: Callable[..., Site], tls: bool) -> None:
     """Rule L4: at once, and everything comes back."""
     site = make_site(Switch.ON if tls else Switch.OFF)
-    phones = [Phone(site.connect(tls)) for _ in range(5)]
+    phones = [StreamPhone(site.connect(tls)) for _ in range(5)]
     for phone in phones:
         phone.allocate()
     assert site.relay.relay_sockets == site.server.allocations == len(site.streams) == 5
@@ -264,7 +196,7 @@ def test_half_a_frame_closes_after_its_time(make_site: Callable[..., Site], monk
     monkeypatch.setattr(turn_stream, "PARTIAL_SECONDS", 0.2)
     monkeypatch.setattr(turn_stream, "IDLE_SECONDS", 0.2)
     site = make_site()
-    phone = Phone(site.connect())
+    phone = StreamPhone(site.connect())
     phone.allocate()
     began = time.monotonic()
     phone.socket.sendall(b"\x00")
@@ -279,7 +211,7 @@ def test_who_does_nothing_is_closed_but_not_who_holds_an_allocation(
 ) -> None:
     monkeypatch.setattr(turn_stream, "IDLE_SECONDS", 0.1)
     site = make_site()
-    phone, idle = Phone(site.connect()), Phone(site.connect())
+    phone, idle = StreamPhone(site.connect()), StreamPhone(site.connect())
     phone.allocate()
     assert idle.ask(Method.REFRESH).get(stun.ERROR_CODE) is not None
     assert closed(idle.socket)
@@ -291,7 +223,7 @@ def test_who_does_nothing_is_closed_but_not_who_holds_an_allocation(
 def test_a_client_that_does_not_read_loses_media_not_memory(make_site: Callable[..., Site]) -> None:
     """Rule E3; others are served meanwhile."""
     site = make_site()
-    lazy, other, peer = Phone(site.connect()), Phone(site.connect()), udp()
+    lazy, other, peer = StreamPhone(site.connect()), StreamPhone(site.connect()), udp(PEER_HOST)
     lazy.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
     relayed = lazy.allocate()
     lazy.bind(0x4001, peer.getsockname())
@@ -315,7 +247,7 @@ def test_a_client_that_does_not_read_loses_media_not_memory(make_site: Callable[
 
 def test_a_client_that_leaves_answers_unread_is_cut_off(make_site: Callable[..., Site]) -> None:
     site = make_site()
-    lazy = Phone(site.connect())
+    lazy = StreamPhone(site.connect())
     lazy.allocate()
     lazy.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     binding = stun.encode(Method.BINDING, MessageClass.REQUEST, b"t" * 12, [])
@@ -336,7 +268,7 @@ def test_streams_of_an_address_are_limited(make_site: Callable[..., Site]) -> No
     """Rule Q1, by the guard."""
     site = make_site(limits=LimitSettings(connections_per_address=2))
     binding = stun.encode(Method.BINDING, MessageClass.REQUEST, b"t" * 12, [])
-    phones = [Phone(site.connect()) for _ in range(2)]
+    phones = [StreamPhone(site.connect()) for _ in range(2)]
     for phone in phones:
         phone.socket.sendall(binding)
         assert stun.parse(phone.frame()).method == Method.BINDING
@@ -356,14 +288,14 @@ def test_alpn_of_turn_is_taken_and_means_turn_alone(make_site: Callable[..., Sit
     sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
     assert closed(sock)
     assert site.heard == 0
-    phone = Phone(site.connect(True, (alpn,)))
+    phone = StreamPhone(site.connect(True, (alpn,)))
     assert phone.allocate()
 
 
 def test_alpn_of_http_or_none_leaves_it_to_the_first_byte(make_site: Callable[..., Site]) -> None:
     site = make_site(Switch.ON)
-    assert Phone(site.connect(True, ("h2", "http/1.1"))).allocate()
-    assert Phone(site.connect(True)).allocate()
+    assert StreamPhone(site.connect(True, ("h2", "http/1.1"))).allocate()
+    assert StreamPhone(site.connect(True)).allocate()
     sock = site.connect(True, ("h2", "http/1.1"))
     assert sock.selected_alpn_protocol() == "http/1.1"
     sock.sendall(b"GET")
