@@ -120,6 +120,13 @@ def is_host(host: str) -> bool:
     return is_numeric(host) or _HOST_NAME.fullmatch(host) is not None
 
 
+def _check_ipv6(host: str, text: str) -> None:
+    try:
+        ipaddress.IPv6Address(host.partition("%")[0])
+    except ValueError:
+        raise ValueError(f"not host:port: {text!r}") from None
+
+
 def split_host_port(text: str, default_port: int | None = None) -> Address:
     """`host:port`, `[v6]:port`, or `host` alone where `default_port` is given. Raises ValueError."""
     text = text.strip()
@@ -127,11 +134,11 @@ def split_host_port(text: str, default_port: int | None = None) -> Address:
         host, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
             raise ValueError(f"not host:port: {text!r}")
-        ipaddress.IPv6Address(host.partition("%")[0])
+        _check_ipv6(host, text)
         port_text = rest[1:] if rest else ""
     elif text.count(":") > 1:
         host, port_text = text, ""
-        ipaddress.IPv6Address(host.partition("%")[0])
+        _check_ipv6(host, text)
     else:
         host, _, port_text = text.partition(":")
     if not host or any(c.isspace() for c in host):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from wsgate import __version__, daemon, worker
 from wsgate.errors import ConfigurationError, StartError, WsgateError, missing_module
-from wsgate.handover import Files
+from wsgate.handover import FileReference, Files
 from wsgate.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -90,21 +90,31 @@ def _check(path: str) -> int:
 
     configuration = load(path)
     made_at_start = {configuration.process.key_file, SELF_SIGNED_CERTIFICATE, SELF_SIGNED_PRIVATE_KEY}
-    for section, option, name in configuration.files():
-        if name not in made_at_start and _is_missing(configuration.directory / name):
-            raise ConfigurationError(
-                f"there is no file {configuration.directory / name}",
-                file=path,
-                section=section,
-                option=option,
-                allowed="an existing file",
-            )
+    for reference in configuration.files():
+        if reference.name not in made_at_start:
+            _demand(configuration, reference, "file", configuration.directory / reference.name)
+    for reference in configuration.written():
+        _demand(configuration, reference, "directory", (configuration.directory / reference.name).parent)
     _read_files(configuration)
     daemon.account(configuration.process.user, configuration.process.group, path)
     for notice in configuration.notices:
         print(notice)
     print(f"{path}: good")
     return 0
+
+
+def _demand(configuration: Configuration, reference: FileReference, kind: str, path: Path) -> None:
+    """Raises ConfigurationError where nothing is at `path`."""
+    if not _is_missing(path):
+        return
+    hint = "; wsgate user add makes it" if reference.option == "users" else ""
+    raise ConfigurationError(
+        f"there is no {kind} {path}{hint}",
+        file=configuration.path,
+        section=reference.section,
+        option=reference.option,
+        allowed="an existing file" if kind == "file" else "a file in a directory that exists",
+    )
 
 
 def _read_files(configuration: Configuration) -> None:

@@ -160,6 +160,14 @@ class Configuration:
         store = self.registrar.store
         return (FileReference("registrar", "store", store),) if self.embedded_domains and store != MEMORY else ()
 
+    def written(self) -> tuple[FileReference, ...]:
+        """Every file that may be made at start, or later: its directory must be there."""
+        process = self.process
+        target = "" if process.log_target in ("stderr", "syslog") else process.log_target
+        own = {"pidfile": process.pidfile, "log_target": target, "key_file": process.key_file}
+        references = [FileReference("wsgate", option, name) for option, name in own.items() if name]
+        return (*references, *self.states(), *self.databases())
+
 
 def placed_endpoints(configuration: Configuration) -> Iterator[tuple[Endpoint, tuple[str, str]]]:
     """Every socket of every worker with the section and option that asks for it."""

@@ -89,19 +89,19 @@ def become(target: Account) -> None:
 class PidFile:
     """A pidfile, locked while its process lives, so that a second daemon notices and a dead one leaves no trap."""
 
-    def __init__(self, path: Path) -> None:
-        """Take the file. Raises StartError when another process holds it or it cannot be written."""
+    def __init__(self, path: Path, place: str) -> None:
+        """Take the file. Raises StartError with `place` when another process holds it or it cannot be written."""
         self._path = path
         try:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         except OSError as error:
-            raise StartError(f"pidfile {path}: {error.strerror}") from None
+            raise StartError(f"{place}: cannot write {path}: {error.strerror}") from None
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             owner = os.read(self._descriptor, 20).decode("ascii", "replace").strip()
             os.close(self._descriptor)
-            raise StartError(f"pidfile {path}: wsgate is running already, as process {owner}") from None
+            raise StartError(f"{place}: wsgate is running already, as process {owner}, and holds {path}") from None
         os.ftruncate(self._descriptor, 0)
         os.write(self._descriptor, f"{os.getpid()}\n".encode())
 

@@ -170,7 +170,8 @@ def _settings(kind: type[T], title: str, values: Mapping[str, str], path: str) -
         try:
             parsed[name] = field.metadata["parse"](text)
         except ValueError as error:
-            problem = f"{text!r} cannot be used: {error}"
+            problem = str(error) if repr(text) in str(error) else f"{text!r} cannot be used: {error}"
+            problem += '; a comment begins with ";" after a space' if "#" in text else ""
             allowed = field.metadata["allowed"]
             raise ConfigurationError(problem, file=path, section=title, option=name, allowed=allowed) from None
     return kind(**parsed)

@@ -97,15 +97,14 @@ def _report(path: str) -> dict[str, Any]:
         configuration = load(path)
         # Before anything is made: nothing is to be left behind by what cannot start.
         daemon.account(configuration.process.user, configuration.process.group, configuration.path)
-        make_missing_files(configuration)
+        return _encoded(configuration, make_missing_files(configuration))
     except ImportError as error:
         return {"error": str(missing_module(error))}
     except WsgateError as error:
         return {"error": str(error)}
-    return _encoded(configuration)
 
 
-def _encoded(configuration: Configuration) -> dict[str, Any]:
+def _encoded(configuration: Configuration, made: Sequence[str]) -> dict[str, Any]:
     from wsgate.crew import own_hosts
 
     process = configuration.process
@@ -122,7 +121,7 @@ def _encoded(configuration: Configuration) -> dict[str, Any]:
         "files": configuration.files(),
         "states": configuration.states(),
         "databases": configuration.databases(),
-        "notices": configuration.notices,
+        "notices": [*configuration.notices, *made],
         "workers": process.workers,
         "hosts": [host for host in own_hosts() if not host.startswith(("127.", "::1", "fe80:"))],
     }
@@ -140,21 +139,27 @@ def _decoded(report: dict[str, Any]) -> Plan:
     return Plan(endpoints=endpoints, files=files, states=states, places=places, notices=notices, **report)
 
 
-def make_missing_files(configuration: Configuration) -> None:
-    """Make the key file and, where a listener needs it, the self-signed certificate. Raises StartError."""
+def make_missing_files(configuration: Configuration) -> list[str]:
+    """Make the key file and, where a listener needs it, the self-signed certificate. Raises StartError.
+
+    Returns lines for the log.
+    """
     from wsgate.config import SELF_SIGNED_CERTIFICATE, SELF_SIGNED_PRIVATE_KEY
 
     directory = configuration.directory
     key_file = directory / configuration.process.key_file
     if not key_file.exists():
-        write_secret(key_file, keys.make(os.urandom).encode())
+        write_secret(key_file, keys.make(os.urandom).encode(), f"{configuration.path} [wsgate] key_file")
     certificate, private_key = directory / SELF_SIGNED_CERTIFICATE, directory / SELF_SIGNED_PRIVATE_KEY
     if configuration.self_signed and not (certificate.exists() and private_key.exists()):
         from wsgate.certificate import self_signed
 
         made = self_signed(own_names(), datetime.datetime.now(datetime.timezone.utc))
-        write_secret(private_key, made.private_key)
-        write_secret(certificate, made.certificate)
+        place = f"{configuration.path}: the self-signed certificate"
+        write_secret(private_key, made.private_key, place)
+        write_secret(certificate, made.certificate, place)
+        return [f"{place} {certificate} is made, as no certificate is named: browsers warn of it"]
+    return []
 
 
 def own_names() -> Sequence[str]:
@@ -164,8 +169,8 @@ def own_names() -> Sequence[str]:
     return list(dict.fromkeys([*([host] if usable else []), "localhost", "127.0.0.1", "::1"]))
 
 
-def write_secret(path: Path, data: bytes) -> None:
-    """Write a file that only its owner may read, whole or not at all. Raises StartError."""
+def write_secret(path: Path, data: bytes, place: str) -> None:
+    """Write a file that only its owner may read, whole or not at all. Raises StartError, which names `place`."""
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
@@ -177,4 +182,4 @@ def write_secret(path: Path, data: bytes) -> None:
                 os.unlink(name)
             raise
     except OSError as error:
-        raise StartError(f"{path}: cannot be made: {error.strerror}") from None
+        raise StartError(f"{place}: cannot make {path}: {error.strerror}") from None

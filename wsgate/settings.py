@@ -119,11 +119,11 @@ def _percent(text: str) -> float:
 
 
 def _port_range(text: str) -> tuple[int, int]:
-    low_text, dash, high_text = text.partition("-")
-    low, high = _number(int, low_text), _number(int, high_text)
-    if not dash or not 1024 <= low <= high <= 65535:
+    low, dash, high = (part.strip() for part in text.partition("-"))
+    numbers = dash and all(part.isascii() and part.isdigit() for part in (low, high))
+    if not numbers or not 1024 <= int(low) <= int(high) <= 65535:
         raise ValueError(f"{text!r} is not a range of ports")
-    return low, high
+    return int(low), int(high)
 
 
 def _host(text: str) -> str:

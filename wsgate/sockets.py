@@ -35,6 +35,12 @@ OWN_ADDRESSES_MAX = 64
 _WILDCARDS = ("0.0.0.0", "::")
 _NO_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
+_HINTS = {
+    errno.EADDRINUSE: "another program has it, or a wsgate that runs already",
+    errno.EADDRNOTAVAIL: "this machine has no such address",
+    errno.EACCES: "a port below 1024 takes root or the capability CAP_NET_BIND_SERVICE",
+}
+
 
 def open_sockets(plan: Plan) -> dict[Endpoint, socket.socket]:
     """Every socket of the plan, bound and (TCP) listening. Raises StartError, and then none is left open.
@@ -61,8 +67,9 @@ def open_sockets(plan: Plan) -> dict[Endpoint, socket.socket]:
                             "%s %s: no %s on %s: %s", plan.path, place, protocol, endpoint.address, error.strerror
                         )
                     continue
+                hint = f" ({_HINTS[error.errno]})" if error.errno in _HINTS else ""
                 raise StartError(
-                    f"{plan.path} {place}: cannot open {protocol} {endpoint.address}: {error.strerror}"
+                    f"{plan.path} {place}: cannot open {protocol} {endpoint.address}: {error.strerror}{hint}"
                 ) from None
     except StartError:
         close_all(opened)
@@ -98,6 +105,17 @@ def _at_each(
         except OSError as error:
             logger.debug("UDP %s is left to %s: %s", address, endpoint.address, error.strerror)
     return found
+
+
+def where(plan: Plan, opened: Mapping[Endpoint, socket.socket]) -> dict[str, str]:
+    """For each section and option the addresses it opened, in words; what several workers share stands there once."""
+    bound: dict[str, dict[str, None]] = {}
+    for endpoint, place in zip(plan.endpoints, plan.places, strict=True):
+        if endpoint in opened:
+            protocol = "UDP" if endpoint.datagram else "TCP"
+            text = f"{protocol} {Address(*opened[endpoint].getsockname()[:2])}"
+            bound.setdefault(place, {})[text] = None
+    return {place: ", ".join(texts) for place, texts in bound.items()}
 
 
 def _opened(endpoint: Endpoint, opened: Mapping[Endpoint, socket.socket], shared: bool) -> socket.socket:

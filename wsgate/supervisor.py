@@ -32,7 +32,7 @@ WAITING_SECONDS = 2.0
 
 SYSLOG_SOCKET = Path("/dev/log")
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
 
 
 WorkerMain = Callable[[WorkerStart], int]
@@ -91,9 +91,12 @@ class Supervisor:
         self._say_who()
         pidfile = self._pidfile_name or current.pidfile
         if pidfile:
-            self._pidfile = daemon.PidFile(current.directory / pidfile)
+            place = "--pidfile" if self._pidfile_name else f"{current.path} [wsgate] pidfile"
+            self._pidfile = daemon.PidFile(current.directory / pidfile, place)
         daemon.raise_descriptor_limit()
         self._sockets = sockets.open_sockets(current)
+        for place, bound in sockets.where(current, self._sockets).items():
+            logger.info("%s: listens on %s", place, bound)
         self._files = sockets.read_files(current)
         databases.give(current, self._account)
         self._workers = [WorkerProcess(number) for number in range(current.workers)]
@@ -150,7 +153,7 @@ class Supervisor:
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for caught in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            for caught in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
                 signal.signal(caught, signal.SIG_IGN)  # the supervisor's word counts, and its end
             for end in self._wakeup:
                 end.close()
@@ -198,6 +201,8 @@ class Supervisor:
             for number in self._signals():
                 if number == signal.SIGHUP:
                     self._reload()
+                elif number == signal.SIGUSR1:
+                    self._reopen_log()
                 elif number in (signal.SIGTERM, signal.SIGINT):
                     self._stop()
             for worker in self._workers:
@@ -330,6 +335,16 @@ class Supervisor:
             worker.tell("log", self._log_descriptor, level=new.log_level, target=self._log_target)
             worker.tell("reload")
         self._conclude_reload()
+
+    def _reopen_log(self) -> None:
+        """The log file anew, after it was moved away (SIGUSR1); nothing else is read again."""
+        try:
+            self._open_log(self._plan)
+        except StartError as error:
+            logger.error("%s", error)
+            return
+        for worker in self._workers:
+            worker.tell("log", self._log_descriptor, level=self._plan.log_level, target=self._log_target)
 
     def _worker_answered(self, worker: WorkerProcess, message: Message) -> None:
         if message.word == "reloaded":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -220,7 +221,7 @@ def test_a_reload_with_a_mistake_changes_nothing(make: Start):
     running.write("[web]\nphone = perhaps\n")
     running.signal(signal.SIGHUP)
     wait_for(lambda: "reload refused" in running.log, "the refusal")
-    assert f"{running.ini} [web] phone: 'perhaps' cannot be used" in running.log
+    assert f"{running.ini} [web] phone: 'perhaps' is neither on nor off" in running.log
     os.kill(first["pid"], signal.SIGKILL)
     second = running.ask()
     assert second["files"] == first["files"]
@@ -323,7 +324,8 @@ def test_addresses_change_with_a_restart_and_that_is_said(make: Start):
     assert running.ask()["reloads"] == 1
 
 
-def test_logs_are_reopened(make: Start):
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_logs_are_reopened(make: Start, number: signal.Signals):
     running = make()
     running.write(process="log_target = wsgate.log")
     log, old = running.directory / "wsgate.log", running.directory / "wsgate.log.1"
@@ -332,12 +334,33 @@ def test_logs_are_reopened(make: Start):
     running.ask()
     assert "asked" in log.read_text()
     log.rename(old)
-    running.signal(signal.SIGHUP)
-    wait_for(lambda: log.exists() and "reloaded" in log.read_text(), "the new log")
-    running.ask()
-    wait_for(lambda: "asked" in log.read_text(), "the worker to write into the new log")
-    assert old.read_text().count("asked") == 1
+    running.signal(number)
+    wait_for(log.exists, "the new log")
+    wait_for(lambda: running.ask() and "asked" in log.read_text(), "the worker to write into the new log")
+    assert old.read_text().count(" is ready") == 1
+    assert running.ask()["reloads"] == (1 if number == signal.SIGHUP else 0)
     assert running.log == ""
+
+
+def test_the_log_names_every_address_that_is_listened_on(make: Start):
+    running = make().start()
+    assert f"INFO [listener web] bind: listens on TCP 127.0.0.1:{running.port}\n" in running.log
+    assert re.search(r"INFO \[sip\] bind: listens on UDP (127.0.0.1:\d+), TCP \1\n", running.log)
+
+
+@pytest.mark.parametrize(
+    ("process", "says"),
+    [
+        ("key_file = none/key", "[wsgate] key_file: cannot make {}/none/key: No such file"),
+        ("pidfile = none/pid", "[wsgate] pidfile: cannot write {}/none/pid: No such file"),
+    ],
+)
+def test_a_directory_that_is_missing_is_one_line(make: Start, process: str, says: str):
+    running = make()
+    text = running.ini.read_text()
+    name = process.partition(" =")[0]
+    running.ini.write_text(re.sub(rf"(?m)^{name} =.*\n", "", text).replace("[wsgate]\n", f"[wsgate]\n{process}\n"))
+    assert running.fails()[-1].startswith(f"wsgate: {running.ini} {says.format(running.directory)}")
 
 
 def test_daemon_mode_returns_when_ready_and_only_one_can_run(make: Start):
@@ -378,6 +401,7 @@ def test_a_port_in_use_is_one_line_and_nothing_is_half_started(make: Start, comm
         lines = running.fails()
     assert [line for line in lines if "cannot" in line] == [
         f"wsgate: {running.ini} [listener other] bind: cannot open TCP 127.0.0.1:{other}: Address already in use"
+        " (another program has it, or a wsgate that runs already)"
     ]
     assert not accepts("127.0.0.1", running.port)
     assert not (running.directory / "wsgate.pid").exists()

@@ -126,7 +126,8 @@ def _load(context: ssl.SSLContext, certificate: str, private_key: str) -> None:
         context.load_cert_chain(certificate, private_key or None, password="")
     except OSError as error:
         files = " and ".join(dict.fromkeys((certificate, private_key or certificate)))
-        raise StartError(f"cannot use the certificate and key in {files}: {_key_reason(error)}") from None
+        hint = "" if private_key else "; private_key names a key that lies in a file of its own"
+        raise StartError(f"cannot use the certificate and key in {files}: {_key_reason(error)}{hint}") from None
 
 
 def _key_reason(error: OSError) -> str:
