@@ -17,6 +17,7 @@ import pytest
 from tests.loopback.turn_site import PEER_HOST, Phone, Site, eventually, silent, udp
 from tests.turn_process import RELAYS, listening_socket, make_server
 from wsgate.addr import Address
+from wsgate.net import relay_sockets
 from wsgate.net.packet_loop import PACKETS_PER_PASS, PACKETS_PER_READ
 from wsgate.turn import stun
 from wsgate.turn.stun import MessageClass, Method
@@ -106,6 +107,33 @@ def test_send_and_data_indications(site: Site, payload: bytes) -> None:
     assert message.get(stun.DATA) == payload
     assert message.get(stun.XOR_PEER_ADDRESS) == peer.getsockname()
     assert raw[len(raw) - (-len(payload) % 4) :].strip(b"\0") == b""
+
+
+def test_df_is_set_for_who_asks_and_nobody_else(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RFC 8656 §14, §18.9: else a path with a small MTU and no ICMP swallows what would go through in fragments."""
+    site = make_site()
+    phone, peer = Phone(site), udp(PEER_HOST)
+    relayed = phone.allocate()
+    phone.permit(peer.getsockname())
+    relay = site.relay._relays[relayed]
+    modes = []
+
+    def noting(*arguments: Any) -> int:
+        modes.append(df(relay.socket))
+        return relay.socket.sendto(*arguments)
+
+    def df(sock: socket.socket) -> int:
+        return sock.getsockopt(socket.IPPROTO_IP, relay_sockets.IP_MTU_DISCOVER)
+
+    monkeypatch.setattr(relay, "sendto", noting)
+    for fields in ((), (stun.DONT_FRAGMENT(True),), ()):
+        phone.send(peer.getsockname(), b"x", *fields)
+        assert peer.recv(10) == b"x"
+    never, always = relay_sockets.IP_PMTUDISC_DONT, relay_sockets.IP_PMTUDISC_DO
+    assert modes == [never, always, never]
+    assert df(site.listeners[0]) == never
 
 
 def test_a_datagram_that_does_not_fit_is_dropped_whole(site: Site) -> None:

@@ -21,7 +21,16 @@ from wsgate.log import logger
 from wsgate.metrics import Counters
 from wsgate.net.metering import Send, metered
 from wsgate.net.packet_loop import PacketLoop
-from wsgate.net.relay_sockets import HEADROOM, Buffer, ClientSocket, Path, RelaySocket, SocketAddress, bound
+from wsgate.net.relay_sockets import (
+    HEADROOM,
+    Buffer,
+    ClientSocket,
+    Path,
+    RelaySocket,
+    SocketAddress,
+    bound,
+    may_be_fragmented,
+)
 from wsgate.net.turn_connections import ClientStream, TurnConnections
 from wsgate.turn import stun
 from wsgate.turn.allocation import (
@@ -103,6 +112,7 @@ class Relay:
         for listener in self._listeners:
             listener.socket.setblocking(False)
             listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LISTENER_BUFFER_BYTES)
+            may_be_fragmented(listener.socket)
             self.loop.watch(listener)
 
     def stop(self) -> None:

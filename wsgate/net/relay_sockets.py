@@ -23,7 +23,7 @@ HEADROOM = 48
 DATAGRAM_BYTES = 65536
 RELAY_BUFFER_BYTES = 512 << 10
 
-IP_MTU_DISCOVER, IP_PMTUDISC_WANT, IP_PMTUDISC_DO = 10, 1, 2
+IP_MTU_DISCOVER, IP_PMTUDISC_DONT, IP_PMTUDISC_WANT, IP_PMTUDISC_DO = 10, 0, 1, 2
 IPV6_MTU_DISCOVER = 23
 IP_RECVERR, IPV6_RECVERR, MSG_ERRQUEUE = 11, 25, 0x2000
 ERRORS_PER_READ = 16
@@ -219,12 +219,25 @@ class RelaySocket:
                     engine.tell_icmp(self.client, peer, Icmp(kind, code, info))
 
     def set_dont_fragment(self, on: bool) -> None:
-        """Whether packets leave with DF set (DONT-FRAGMENT, RFC 8656 §14.8). Raises OSError."""
-        discovery = IP_PMTUDISC_DO if on else IP_PMTUDISC_WANT
-        if self._long_address:
-            self.socket.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, discovery)
+        """Whether packets leave with DF set (DONT-FRAGMENT, RFC 8656 §18.9). Raises OSError."""
+        if not on:
+            may_be_fragmented(self.socket)
+        elif self._long_address:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IP_PMTUDISC_DO)
         else:
-            self.socket.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, discovery)
+            self.socket.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
+
+
+def may_be_fragmented(sock: socket.socket) -> None:
+    """Packets leave without DF: whose application data it is was not asked (RFC 8656 §14, alternate behavior).
+
+    The kernel would set DF and keep a path's MTU; where ICMP is filtered, what is longer then vanishes. IPv6 knows no
+    fragments on the way: its kernel makes them here, as long as the path wants them.
+    """
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IP_PMTUDISC_WANT)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
 
 
 def bound(address: Address) -> socket.socket:
@@ -238,6 +251,7 @@ def bound(address: Address) -> socket.socket:
             sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
         else:
             sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+        may_be_fragmented(sock)
         sock.bind(address)
     except OSError:
         sock.close()

@@ -105,7 +105,7 @@ class Unbind(NamedTuple):
 
 
 class SendToPeer(NamedTuple):
-    """Send `data` from `relay` to `peer`, with the DF bit when `dont_fragment` (RFC 8656 §14.8)."""
+    """Send `data` from `relay` to `peer`, with the DF bit when `dont_fragment` (RFC 8656 §18.9)."""
 
     relay: Address
     peer: Address
