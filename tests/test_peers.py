@@ -52,9 +52,11 @@ def first_and_last(text: str) -> list[str]:
 REFUSED_HOSTS = [host for text, _ in REFUSED_NETWORKS for host in first_and_last(text)]
 METADATA = ["169.254.169.254", "fd00:ec2::254", "100.100.100.200", "192.0.0.192", "168.63.129.16"]
 BROADCAST = ["255.255.255.255"]
+RESERVED = ["201:5ade::1", "300::1", "5f00::1", "6000::1", "bfff::1", "dfff::1", "fbff::1", "fe00::1"]
+"""Of IPv6 only 2000::/3 is in use as global unicast (RFC 4291 §2.4); overlay networks take what they like."""
 
 
-@pytest.mark.parametrize("host", REFUSED_HOSTS + METADATA + BROADCAST)
+@pytest.mark.parametrize("host", REFUSED_HOSTS + METADATA + BROADCAST + RESERVED)
 def test_refused_by_default(host: str) -> None:
     assert not peers().host_allowed(host)
     assert not peers().allowed(Address(host, 4000))

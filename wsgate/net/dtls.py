@@ -327,6 +327,8 @@ class Associations:
     def _new_context(self, certificate: str, private_key: str) -> SSL.Context:
         context = SSL.Context(SSL.DTLS_SERVER_METHOD)
         context.set_min_proto_version(_DTLS_1_2)
+        # The records of 1.3 have another head, and its cookie another message; _is_whole and _hello know neither.
+        context.set_max_proto_version(_DTLS_1_2)
         context.set_options(_OPTIONS)
         context.set_cipher_list(_CIPHERS)
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
