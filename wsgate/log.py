@@ -39,6 +39,24 @@ class _DescriptorHandler(_StreamHandler):
         super().close()
 
 
+class LineRate:
+    """Bounds lines that strangers bring about: so many within so many seconds at `info`, the others at `debug`."""
+
+    __slots__ = ("_began", "_lines", "_said", "_seconds")
+
+    def __init__(self, lines: int, seconds: float) -> None:
+        self._lines, self._seconds = lines, seconds
+        self._began = float("-inf")
+        self._said = 0
+
+    def level(self, now: float) -> int:
+        """The level of one more line."""
+        if now - self._began >= self._seconds:
+            self._began, self._said = now, 0
+        self._said += 1
+        return logging.INFO if self._said <= self._lines else logging.DEBUG
+
+
 def start(level: str, target: str, descriptor: int | None = None) -> logging.Handler:
     """Send the log of `level` and above to `stderr`, `syslog` or a file. Raises OSError. Returns the handler.
 

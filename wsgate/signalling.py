@@ -9,7 +9,7 @@ from typing import Any
 import gevent
 
 from wsgate.addr import Address, Hop, split_host_port
-from wsgate.log import logger
+from wsgate.log import LineRate, logger
 from wsgate.metrics import Counters
 from wsgate.net.backend import BackendSockets
 from wsgate.net.clock import LoopTimer, now
@@ -29,6 +29,9 @@ one for every message."""
 
 AFTER_ERROR_SECONDS = 1.0
 """After an internal error the timers run again, but not at once."""
+
+FAILURES_LOGGED, FAILURES_LOGGED_SECONDS = 10, 60.0
+"""So many lines within this time on hops that cannot be reached: whoever asks and is not there any more makes one."""
 
 
 class ResolvedBackends:
@@ -61,6 +64,7 @@ class Signalling:
         self._counters = counters
         self._streams: dict[bytes, WebSocketStream] = {}
         self._timer = LoopTimer(self._due)
+        self._failures = LineRate(FAILURES_LOGGED, FAILURES_LOGGED_SECONDS)
         self.backends: BackendSockets | None = None
         self.after: Callable[[], None] | None = None
         """Called when the effects of the edge are applied; does not block."""
@@ -120,8 +124,9 @@ class Signalling:
 
     def failed(self, hop: Hop, reason: str) -> None:
         """A hop cannot be reached."""
-        logger.info("backend side %s %s: %s", hop.transport.value, hop.address, reason)
-        self.apply(self._edge.failed(hop, reason, now()))
+        at = now()
+        logger.log(self._failures.level(at), "backend side %s %s: %s", hop.transport.value, hop.address, reason)
+        self.apply(self._edge.failed(hop, reason, at))
 
     # Effects and time
 
