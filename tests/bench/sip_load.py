@@ -29,9 +29,9 @@ MASK = os.urandom(4)
 class Backend:
     """A SIP server that says yes to everything, at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.socket: Any = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.socket.bind(("127.0.0.1", 0))
+        self.socket.bind(("127.0.0.1", port))
         self.port = self.socket.getsockname()[1]
         self._greenlet = gevent.spawn(self._serve)
 

@@ -17,7 +17,7 @@ HEAD = """
 [wsgate]
 user = {user}
 group =
-log_level = debug
+log_level = {log_level}
 key_file = {directory}/wsgate.key
 drain_timeout = 1
 workers = {workers}
@@ -58,6 +58,7 @@ class Daemon:
         user: str = "",
         turn: str = "enabled = off",
         workers: int = 1,
+        log_level: str = "debug",
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.http, self.sip, self.sip_host = free_port(), free_port(sip_host, workers), sip_host
@@ -73,6 +74,7 @@ class Daemon:
             sip_options=textwrap.dedent(sip_options),
             turn=textwrap.dedent(turn),
             workers=workers,
+            log_level=log_level,
         )
         self.ini.write_text(head + textwrap.dedent(text))
         self.start()
