@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.loopback.turn_site import TurnClient
 from tests.turn_process import REALM, SECRET, TurnProcess
 from wsgate.addr import Address
 from wsgate.turn import stun
 from wsgate.turn.auth import SecretHash, long_term_key, time_limited_password
-from wsgate.turn.stun import Integrity, MessageClass, Method
+from wsgate.turn.stun import MessageClass, Method
 from wsgate.turn.values import PasswordAlgorithm
 
 USERS = 100
@@ -24,30 +25,22 @@ MEMORY_ALLOWED_KIB = 6 * 1024
 PEER = Address("127.0.0.2", 9)
 
 
-class Client:
+class Client(TurnClient):
     """A user of the shared secret on a blocking socket."""
 
     def __init__(self, port: int, user: str) -> None:
-        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        super().__init__(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         self.socket.connect(("127.0.0.1", port))
         self.socket.settimeout(10)
-        self.user, self.nonce = user, b""
+        self.user = user
         password = time_limited_password(SECRET.encode(), user, SecretHash.SHA1)
         self.key = long_term_key(user, REALM, password, PasswordAlgorithm.MD5)
 
-    def ask(self, method: Method, *fields: object) -> stun.Message:
-        """One authenticated request and its answer."""
-        if not self.nonce:
-            self.nonce = self._exchange(method).get(stun.NONCE) or b""
-        login = (stun.USERNAME(self.user), stun.REALM(REALM), stun.NONCE(self.nonce))
-        return self._exchange(method, *login, *fields, integrity=(Integrity.SHA1, self.key))
+    def transmit(self, data: bytes) -> None:
+        self.socket.send(data)
 
-    def _exchange(self, method: Method, *fields: object, **options: object) -> stun.Message:
-        identity = os.urandom(12)
-        self.socket.send(stun.encode(method, MessageClass.REQUEST, identity, fields, **options))  # type: ignore[arg-type]
-        answer = stun.parse(self.socket.recv(2000))
-        assert answer.transaction_id == identity
-        return answer
+    def frame(self) -> bytes:
+        return self.socket.recv(2000)
 
 
 def descriptors(pid: int) -> int:
