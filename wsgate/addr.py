@@ -141,7 +141,7 @@ def split_host_port(text: str, default_port: int | None = None) -> Address:
         _check_ipv6(host, text)
     else:
         host, _, port_text = text.partition(":")
-    if not host or any(c.isspace() for c in host):
+    if not host or any(character.isspace() for character in host):
         raise ValueError(f"not host:port: {text!r}")
     if not port_text:
         if default_port is None:

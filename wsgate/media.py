@@ -33,6 +33,14 @@ from wsgate.turn.settings import TurnSettings
 from wsgate.turn.tokens import TokenKeys, parse_keys
 
 
+class Place(NamedTuple):
+    """A port that speaks TURN, as a URI names it (RFC 7065)."""
+
+    scheme: str
+    port: int
+    transport: str
+
+
 class Sockets(NamedTuple):
     """The sockets of [turn], by transport."""
 
@@ -42,13 +50,13 @@ class Sockets(NamedTuple):
     alternate: list[socket.socket]
     """For each of `alternate_address` three UDP sockets: the other port, the address, the address with that port."""
 
-
-class Place(NamedTuple):
-    """A port that speaks TURN, as a URI names it (RFC 7065)."""
-
-    scheme: str
-    port: int
-    transport: str
+    def places(self) -> list[Place]:
+        """Where TURN is spoken."""
+        return [
+            *(Place("turn", sock.getsockname()[1], "udp") for sock in self.udp),
+            *(Place("turn", sock.getsockname()[1], "tcp") for sock in self.tcp),
+            *(Place("turns", sock.getsockname()[1], "tcp") for sock in self.tls),
+        ]
 
 
 class Media:
@@ -113,11 +121,7 @@ class Media:
             Port("[turn] tcp", sockets.tcp, lambda: clear, None, guard, counters, rows),
             Port("[turn] tls", sockets.tls, lambda: secure, self._context, guard, counters, rows),
         ]
-        self.places = [
-            *(Place("turn", sock.getsockname()[1], "udp") for sock in sockets.udp),
-            *(Place("turn", sock.getsockname()[1], "tcp") for sock in sockets.tcp),
-            *(Place("turns", sock.getsockname()[1], "tcp") for sock in sockets.tls),
-        ]
+        self.places = sockets.places()
 
     def start(self) -> None:
         """Begin to serve. Raises OSError."""

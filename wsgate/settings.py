@@ -52,7 +52,7 @@ def _number(kind: Callable[[str], T], text: str) -> T:
 
 
 def integer(low: int, high: int) -> Parser[int]:
-    """A whole number from `low` to `high`."""
+    """A whole number from `low` to `high`. The parser raises ValueError."""
 
     def parse(text: str) -> int:
         value = _number(int, text)
@@ -64,7 +64,7 @@ def integer(low: int, high: int) -> Parser[int]:
 
 
 def seconds(low: float, high: float) -> Parser[float]:
-    """A time in seconds from `low` to `high`."""
+    """A time in seconds from `low` to `high`. The parser raises ValueError."""
 
     def parse(text: str) -> float:
         value = _number(float, text)
@@ -76,7 +76,7 @@ def seconds(low: float, high: float) -> Parser[float]:
 
 
 def choice(kind: type[T]) -> Parser[T]:
-    """A member of an enum, written as its value."""
+    """A member of an enum, written as its value. The parser raises ValueError."""
     members = {str(member.value).lower(): member for member in kind}  # type: ignore[attr-defined]
 
     def parse(text: str) -> T:

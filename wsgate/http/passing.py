@@ -79,7 +79,8 @@ def passed_request(head: RequestHead, body: Body, client: Client, default_host: 
 
 def passed_answer(answer: AnswerHead, body: Body, *, chunked: bool, close: bool) -> bytes:
     """The head for the client. `chunked`: the body goes out in chunks; `close`: the connection ends behind it."""
-    lines = [f"HTTP/1.1 {answer.status} {answer.reason}", *(f"{n}: {v}" for n, v in _end_to_end(answer.fields))]
+    lines = [f"HTTP/1.1 {answer.status} {answer.reason}"]
+    lines += [f"{name}: {value}" for name, value in _end_to_end(answer.fields)]
     if chunked:
         lines += ["Transfer-Encoding: chunked"]
     elif body.kind is BodyKind.LENGTH:

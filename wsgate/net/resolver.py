@@ -273,7 +273,7 @@ class Resolver:
         if resolution.problem and (before is None or before.problem != resolution.problem):
             logger.warning("backend %s: %s: %s", backend.domain, backend.settings.target, resolution.problem)
         backend.resolution = resolution
-        hops = frozenset((t.transport, t.address) for targets in resolution.named.values() for t in targets)
+        hops = frozenset((one.transport, one.address) for targets in resolution.named.values() for one in targets)
         known = KnownAddresses(frozenset(address.host for _, address in hops), hops)
         backend.resolved = ResolvedBackend(
             resolution.ordered(self._random),

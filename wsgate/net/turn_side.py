@@ -63,6 +63,7 @@ class Side:
             get_hub().loop.run_callback(self._readable)
 
     def stop(self) -> None:
+        """Read and write no more; the socket stays open."""
         self._stopped = True
         for watcher in (self._reader, self._writer):
             watcher.stop()

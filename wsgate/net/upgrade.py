@@ -163,6 +163,7 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
     MessageClass = HeaderFields
 
     def handle_one_request(self) -> Any:
+        """The time for its head runs from here."""
         self.rfile.begin()
         return super().handle_one_request()
 
@@ -241,6 +242,7 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
             self.close_connection = not self.server.fallback.serve(passing, self.socket, self.rfile)
 
     def run_application(self) -> None:
+        """An upgrade where WebSockets are spoken, else the WSGI application or the web server behind."""
         path = self.path.partition("?")[0]
         if path == self.server.settings().path:
             self._upgrade_or_refuse()
@@ -305,6 +307,7 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
         """The application counts its own requests; a line for each would let strangers fill the disk."""
 
     def log_error(self, msg: str, *args: Any) -> None:
+        """At level debug: what is wrong is a stranger's request, and counted."""
         logger.debug("%s: %s", self._accepted.peer, escaped(msg % args if args else msg))
 
     def handle_error(self, kind: Any, value: Any, traceback: Any) -> None:

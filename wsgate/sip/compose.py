@@ -140,6 +140,15 @@ def max_forwards(message: Message) -> int | None:
     return int(text)
 
 
+def _count_down(edit: Edit, message: Message) -> None:
+    """Max-Forwards of one hop less (RFC 3261 §16.6 step 3)."""
+    remaining = max_forwards(message)
+    if remaining is None:
+        edit.append(b"Max-Forwards", b"%d" % DEFAULT_MAX_FORWARDS)
+    else:
+        edit.replace(b"max-forwards", b"%d" % (remaining - 1))
+
+
 def _set_max_breadth(edit: Edit, message: Message, breadth: int) -> None:
     """What this branch may be forked into further on (RFC 5393 §5.3.3)."""
     if message.header(b"max-breadth") is None:
@@ -190,26 +199,29 @@ class Composer:
             edit.drop_values(b"route", drop_routes)
         if routes:
             edit.insert_first(b"Route", *routes)
-        remaining = max_forwards(message)
-        if remaining is None:
-            edit.append(b"Max-Forwards", b"%d" % DEFAULT_MAX_FORWARDS)
-        else:
-            edit.replace(b"max-forwards", b"%d" % (remaining - 1))
+        _count_down(edit, message)
         if breadth is not None:
             _set_max_breadth(edit, message, breadth)
-        if message.method == b"REGISTER":
-            # Rule R3: no Record-Route, and a Contact that is changed by R5 alone.
-            if with_path:
-                self._path(edit, message, arrival, departure)
-            if contacts:
-                edit.replace_values(b"contact", contacts)
-        elif message.method in RECORD_ROUTED:
-            edit.insert_first(b"Record-Route", *record_routes(arrival, departure))
+        self._record(edit, message, arrival, departure, contacts, with_path)
         if message.header(b"content-length") is None:
             edit.append(b"Content-Length", b"%d" % len(message.body))
         for name, value in forwarded:
             edit.append(name, value)
         return edit.build()
+
+    def _record(
+        self, edit: Edit, message: Message, arrival: Leg, departure: Leg, contacts: Changes | None, with_path: bool
+    ) -> None:
+        """Leave our name where later requests shall come by: Path of a REGISTER, else Record-Route."""
+        if message.method != b"REGISTER":
+            if message.method in RECORD_ROUTED:
+                edit.insert_first(b"Record-Route", *record_routes(arrival, departure))
+            return
+        # Rule R3: no Record-Route, and a Contact that is changed by R5 alone.
+        if with_path:
+            self._path(edit, message, arrival, departure)
+        if contacts:
+            edit.replace_values(b"contact", contacts)
 
     def _path(self, edit: Edit, message: Message, arrival: Leg, departure: Leg) -> None:
         # Rules R2, C5: one Path on top, `ob` only for a client that showed outbound.

@@ -361,7 +361,7 @@ class Ports:
         if not self._free:
             return None
         draws = (self._free[self._index(len(self._free))] & ~1 for _ in range(EVEN_PORT_DRAWS))
-        for port in (*draws, *(p for p in self._free if not p & 1)):
+        for port in (*draws, *(port for port in self._free if not port & 1)):
             if self._is_free(port) and (not pair or self._is_free(port + 1)):
                 if pair:
                     self._take(port + 1)

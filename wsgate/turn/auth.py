@@ -59,8 +59,8 @@ def opaque_string(text: str) -> str:
     """User names and passwords in their one spelling (OpaqueString, RFC 8265 §4.2). Raises ValueError."""
     if text.isascii() and text.isprintable():
         return text
-    spaced = "".join(" " if unicodedata.category(c) == "Zs" else c for c in text)
-    if any(unicodedata.category(c) in ("Cc", "Cs", "Cn") for c in spaced):
+    spaced = "".join(" " if unicodedata.category(character) == "Zs" else character for character in text)
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Cn") for character in spaced):
         raise ValueError("a character that user names and passwords may not have")
     return unicodedata.normalize("NFC", spaced)
 
