@@ -27,7 +27,8 @@ class CallWorld(World):
         self.calls = CallPeers()
         super().__init__(calls=self.calls, peer_policy=policy)
         keys = {"alice": UserKeys(long_term_key("alice", REALM, "pw", PasswordAlgorithm.MD5))}
-        registrations = Registrations((b"own",), lambda id_: id_ == ID)
+        self.registered_ids = {ID}
+        registrations = Registrations((b"own",), self.registered_ids.__contains__)
         self.server.reload(Credentials(REALM, keys, [SECRET], registrations=registrations))
 
     def registered(self, port: int = 40000) -> Phone:
@@ -51,6 +52,20 @@ def test_without_a_call_nothing_but_the_relay_range() -> None:
     assert world.counters.values["turn_peers_refused"] == 2
     assert tried(phone, 0x4000, BESIDE) == (0, 0, 1)
     assert tried(phone, 0x4001, Address(RELAY, 22)) == (0, 403, 0)
+
+
+def test_a_call_may_be_longer_than_its_credentials_but_not_than_the_registration() -> None:
+    """Rule A5: a browser keeps those that the call began with; only the end of the registration revokes them."""
+    world = CallWorld(PeerPolicy.ANY)
+    phone = world.registered()
+    for _ in range(30):
+        world.wait(299)
+        assert code(phone.refresh()) in (0, 438)
+        phone.nonce = b""
+        assert tried(phone, 0x4000, PEER) == (0, 0, 1)
+    assert code(Phone(world, 40001, phone.user, "guess").allocate()) == 401
+    world.registered_ids.clear()
+    assert code(phone.refresh()) == code(phone.permit(PEER)) == 401
 
 
 def test_what_the_call_names_is_open_by_address_and_port() -> None:

@@ -223,7 +223,7 @@ def test_sha256_from_challenge_to_answer() -> None:
 
 
 def test_time_limited_credentials_through_the_server() -> None:
-    """Rule A4: expired ones neither allocate nor refresh; renewed ones of the same id do."""
+    """Rule A4: expired ones allocate nothing, but go on with what they began; so do renewed ones of the same id."""
     world = World()
 
     def phone_with(expiry: int, port: int = 40000) -> Phone:
@@ -234,8 +234,14 @@ def test_time_limited_credentials_through_the_server() -> None:
     phone.relayed()
     assert world.server.users() == {":phone7": 1}
     world.now += 100
-    assert code(phone.refresh()) == 401
+    assert code(phone.allocate()) == 401
+    assert code(phone.refresh()) == code(phone.permit(PEER)) == code(phone.bind(0x4000, PEER)) == 0
+    elsewhere = phone_with(int(world.now), 40001)
+    assert code(elsewhere.allocate()) == code(elsewhere.refresh()) == 401
     assert code(phone_with(int(world.now) + 100).refresh()) == 0
+    assert code(Phone(world, user=f"{int(world.now)}:phone7", password="guess").refresh()) == 401
+    assert code(phone.refresh(stun.LIFETIME(0))) == 0
+    assert code(phone.refresh()) == 401, "nothing stands that could go on"
     other = Phone(world, user=f"{int(world.now) + 9}:x", password="guess")
     assert code(other.refresh()) == 401
 

@@ -143,23 +143,32 @@ class Credentials:
         """The user name behind a USERHASH, empty when there is none."""
         return self._names_by_hash.get(hashed, "")
 
-    def candidates(self, name: str, algorithm: PasswordAlgorithm, unix_time: float) -> list[tuple[bytes, str]]:
+    def candidates(
+        self, name: str, algorithm: PasswordAlgorithm, unix_time: float, holder: str = ""
+    ) -> list[tuple[bytes, str]]:
         """Every (key, user) to try for `name`, user empty where that key opens nothing.
 
-        As many for a name that is not known as for one that is, so that both cost the same (rule A1).
+        As many for a name that is not known as for one that is, so that both cost the same (rule A1). Credentials that
+        have expired are still those of `holder`: what was begun in time goes on.
         """
         keys = self.users.get(name)
         key = b"" if keys is None else keys.md5 if algorithm is PasswordAlgorithm.MD5 else keys.sha256
         found = [(key or _NOBODY_KEY, name if key else "")]
         expiry, colon, identity = name.partition(":")
-        alive = expiry.isascii() and expiry.isdigit() and len(expiry) <= 15 and int(expiry) > unix_time
-        user = ":" + (identity if colon else expiry) if alive else ""
+        has_expiry = expiry.isascii() and expiry.isdigit() and len(expiry) <= 15
+        alive = has_expiry and int(expiry) > unix_time
+        user = ":" + (identity if colon else expiry)
+        if not alive and not (has_expiry and user == holder):
+            user = ""
         for secret in self.secrets:
             password = time_limited_password(secret, name, self.secret_hash)
             found.append((long_term_key(name, self.realm, password, algorithm), user))
         if self.registrations is not None:
             # A registration that ended is nobody any more: no new allocation, no refresh of old ones (rule A5).
-            registered = REGISTERED_MARK + identity if alive and self.registrations.is_registered(identity) else ""
+            registered = REGISTERED_MARK + identity
+            good = alive or (has_expiry and registered == holder)
+            if not (good and self.registrations.is_registered(identity)):
+                registered = ""
             for secret in self.registrations.secrets:
                 password = time_limited_password(secret, name, self.secret_hash)
                 found.append((long_term_key(name, self.realm, password, algorithm), registered))
@@ -237,10 +246,14 @@ class Authenticator:
         made = [self._nonce_of(now - age, address, key) for key in self._nonce_keys]
         return age if sum(hmac.compare_digest(nonce, one) for one in made) > 0 else None
 
-    def check(self, message: stun.Message, address: Address, session: Accepted | None = None) -> Accepted | Refused:
+    def check(
+        self, message: stun.Message, address: Address, session: Accepted | None = None, holder: str = ""
+    ) -> Accepted | Refused:
         """The judgement on a request from `address` (RFC 8489 §9.2.4). Raises ProtocolError for unreadable values.
 
-        `session` is the token that was shown last for the allocation of this 5-tuple.
+        `session` is the token that was shown last for the allocation of this 5-tuple, `holder` that allocation's user.
+        With credentials that have expired since the holder goes on with it: a browser cannot change those of a call,
+        which may be longer (rule A4; a registration that ended does end it, rule A5).
         """
         if message.integrity is None:
             return Refused(401, challenge=True)
@@ -264,7 +277,9 @@ class Authenticator:
         if name is None:
             name = self.credentials.name_of(hashed or b"")
         accepted = None
-        for key, user in self.credentials.candidates(_spelling(name), algorithm, self._unix_time()):
+        if message.method == Method.ALLOCATE:
+            holder = ""
+        for key, user in self.credentials.candidates(_spelling(name), algorithm, self._unix_time(), holder):
             verified = message.verify(key)
             if verified and user and realm == self.credentials.realm:
                 accepted = Accepted(user, key)

@@ -258,8 +258,8 @@ class TurnServer:
             return []
         try:
             allocation = self._allocator.get(request.client)
-            session = None if allocation is None else allocation.session
-            verdict = self._authenticator.check(message, request.client.address, session)
+            session, holder = (None, "") if allocation is None else (allocation.session, allocation.user)
+            verdict = self._authenticator.check(message, request.client.address, session, holder)
             if not isinstance(verdict, Accepted):
                 return self._answers.refused(request, verdict.code, challenge=verdict.challenge)
             request = request._replace(accepted=verdict)
