@@ -20,6 +20,7 @@ from wsgate.sip.contexts import Branch, Effect, Outcome, Resolve, Stray
 from wsgate.sip.dead_targets import Place
 from wsgate.sip.decisions import Backends
 from wsgate.sip.flow import FlowTokens, RandomBytes
+from wsgate.sip.headers import parse_uri
 from wsgate.sip.message import Message
 from wsgate.sip.names import Names
 from wsgate.sip.probes import Probe, Probes
@@ -366,7 +367,7 @@ class Attempts:
         if leg.flow is None:
             return []
         try:
-            aor = message.to.parsed_uri().address_of_record
+            aor = parse_uri(message.to_uri).address_of_record
             transport = branch.target.transport if branch.target is not None else departure.hop.transport
             address = self._names.of_first_worker(departure.sent_by)
             return rewritten(message, partial(leg.flow.handle, self._tokens, aor), address, transport)

@@ -113,4 +113,4 @@ def malformed(reason: str) -> Answer:
 
 def is_secure_only(message: Message) -> bool:
     """True when Request-URI or To is sips: (rule C2)."""
-    return message.uri[:5].lower() == b"sips:" or message.to.uri[:5].lower() == b"sips:"
+    return message.uri[:5].lower() == b"sips:" or message.to_uri[:5].lower() == b"sips:"

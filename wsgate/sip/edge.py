@@ -75,7 +75,7 @@ NO_INVITE = Answer(481, "Call/Transaction Does Not Exist", (warning("no INVITE i
 ADMITTED = Admitted()
 """An upgrade of which nothing was asked and nothing is forwarded."""
 
-_FOR_OUTSIDE = (Send, Resolve, Connect, Disconnect)
+_FOR_OUTSIDE = frozenset((Send, Resolve, Connect, Disconnect))
 
 
 class Edge:
@@ -387,24 +387,24 @@ class Edge:
 
     def _run(self, effects: Iterable[object], now: float) -> list[Effect]:
         """Hand what is meant for us from layer to layer until only effects for the outside are left."""
-        outside: list[Effect] = []
+        outside: list[Any] = []
         queue: deque[object] = deque(effects)
         while queue:
             effect = queue.popleft()
-            if isinstance(effect, _FOR_OUTSIDE):
+            if type(effect) in _FOR_OUTSIDE:
                 outside.append(effect)
             elif isinstance(effect, RequestReceived):
                 queue.extend(self._handle_request(effect.server, effect.message, effect.hop, now))
             elif isinstance(effect, ResponseReceived):
                 queue.extend(self._forwarding.received(effect.client, effect.message, now))
+            elif isinstance(effect, Ended):
+                self._forwarding.ended(effect)
             elif isinstance(effect, AckReceived):
                 queue.extend(self._handle_ack(effect.message, effect.hop, now))
             elif isinstance(effect, Failed):
                 queue.extend(self._forwarding.failed(effect.client, effect.why, now))
             elif isinstance(effect, Orphaned):
                 queue.extend(self._orphans.answered(effect, now))
-            elif isinstance(effect, Ended):
-                self._forwarding.ended(effect)
             elif isinstance(effect, Retain):
                 self._services.retain(effect, now)
         return outside

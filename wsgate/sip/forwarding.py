@@ -21,6 +21,7 @@ from wsgate.sip.dead_targets import Place
 from wsgate.sip.decisions import Arrival, Backends
 from wsgate.sip.edit import Edit
 from wsgate.sip.flow import Flow, FlowTokens, RandomBytes
+from wsgate.sip.headers import parse_uri
 from wsgate.sip.message import Message, response_to, warning
 from wsgate.sip.probes import Probe
 from wsgate.sip.rewriting import HANDLE_PARAMETER, contact_uri, restored
@@ -358,7 +359,7 @@ class Forwarding:
         if not any(HANDLE_PARAMETER in line.lower() for line in response.lines(b"contact")):
             return
         try:
-            aor = request.to.parsed_uri().address_of_record
+            aor = parse_uri(request.to_uri).address_of_record
             own = {flow.handle(self._tokens, aor, uri): uri for uri in map(contact_uri, request.values(b"contact"))}
             changes = restored(
                 response.values(b"contact"), lambda handle: own.get(handle) or self._contact_behind(handle)

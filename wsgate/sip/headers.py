@@ -32,6 +32,11 @@ _VIA = re.compile(
     rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)[ \t]*(?::[ \t]*([0-9]{1,5})[ \t]*)?((?:;.*)?)\Z",
     re.DOTALL | re.IGNORECASE,
 )
+# Whatever this takes is a Via by _VIA too; its port is below 60000.
+_PLAIN_VIA = re.compile(
+    rb"SIP/2\.0/[A-Za-z]+ [A-Za-z0-9._-]+(?::[1-5]?[0-9]{1,4})?;branch=([^\s;,\"]+)"
+    rb"(?:;[^\s;=,\"<>]+(?:=[^\s;,\"]*)?)*\Z"
+)
 _TOKEN = re.compile(rb"[A-Za-z0-9.!%*_+`'~-]+\Z")
 _ESCAPED = re.compile(rb"%([0-9A-Fa-f]{2})")
 
@@ -227,6 +232,12 @@ def parse_via(raw: bytes) -> Via:
     if port is not None and port > 65535:
         raise ProtocolError("port out of range in Via")
     return Via(found[1].upper(), canonical_host(found[2].decode("ascii")), port, parse_parameters(found[4]))
+
+
+def plain_branch(raw: bytes) -> bytes | None:
+    """The branch of a Via in its usual form, as `parse_via` gives it; None of any other."""
+    found = _PLAIN_VIA.match(raw)
+    return None if found is None else found[1]
 
 
 def with_parameters(via: bytes, name: bytes, value: bytes) -> bytes:

@@ -88,14 +88,14 @@ def _against(message: Message, identity: Identity, now: float) -> str:
     """The rule that speaks against this request, in words; empty where none does. Raises ProtocolError."""
     if identity.expires_at <= now:
         return EXPIRED
-    if not _is_own(identity, message.from_.uri):
+    if not _is_own(identity, message.from_uri):
         return FOREIGN_FROM
     if message.method == b"REGISTER":
         # What is registered is the To (RFC 3261 §10.2); the destination of the cookie is about calls.
-        return "" if _is_own(identity, message.to.uri) else FOREIGN_TO
+        return "" if _is_own(identity, message.to_uri) else FOREIGN_TO
     if identity.destination is None:
         return ""
-    reachable = all(identity.may_reach(parse_uri(uri)) for uri in (message.uri, message.to.uri))
+    reachable = all(identity.may_reach(parse_uri(uri)) for uri in (message.uri, message.to_uri))
     return "" if reachable else FOREIGN_DESTINATION
 
 

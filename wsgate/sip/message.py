@@ -22,6 +22,7 @@ from wsgate.sip.headers import (
     parse_name_addr,
     parse_uri,
     parse_via,
+    plain_branch,
     read_party,
     split_values,
 )
@@ -59,14 +60,15 @@ class Message:
     """One SIP request or response. `method` and `uri` are empty in a response, `status` is 0 in a request."""
 
     __slots__ = (
+        "_branch",
         "_cseq",
         "_first",
         "_from",
-        "_from_tag",
+        "_from_party",
         "_further",
         "_lines",
         "_to",
-        "_to_tag",
+        "_to_party",
         "_uri",
         "_via",
         "body_start",
@@ -95,8 +97,9 @@ class Message:
         self._cseq: tuple[int, bytes] | None = None
         self._from: NameAddr | None = None
         self._to: NameAddr | None = None
-        self._from_tag: bytes | None = None
-        self._to_tag: bytes | None = None
+        self._from_party: tuple[bytes, bytes] | None = None
+        self._to_party: tuple[bytes, bytes] | None = None
+        self._branch: bytes | None = None
         self._via: Via | None = None
 
     @classmethod
@@ -213,10 +216,10 @@ class Message:
 
         A malformed line holds none.
         """
-        for line in map(bytes.lower, self.lines(name)):
-            if token in line:
+        for found in self.found(name):
+            if token in found[2].lower():
                 try:
-                    if token in split_values(line):
+                    if token in split_values(_unfolded(found[2]).lower()):
                         return True
                 except ProtocolError:
                     continue
@@ -251,16 +254,22 @@ class Message:
     @property
     def from_tag(self) -> bytes:
         """The tag of From, empty when absent. Raises ProtocolError."""
-        if self._from_tag is None:
-            self._from_tag = read_party(self.header(b"from") or b"")[1]
-        return self._from_tag
+        return self._read_from()[1]
 
     @property
     def to_tag(self) -> bytes:
         """The tag of To, empty when absent. Raises ProtocolError."""
-        if self._to_tag is None:
-            self._to_tag = read_party(self.header(b"to") or b"")[1]
-        return self._to_tag
+        return self._read_to()[1]
+
+    @property
+    def from_uri(self) -> bytes:
+        """The URI of From as it stands there. Raises ProtocolError."""
+        return self._read_from()[0]
+
+    @property
+    def to_uri(self) -> bytes:
+        """The URI of To as it stands there. Raises ProtocolError."""
+        return self._read_to()[0]
 
     @property
     def request_uri(self) -> Uri:
@@ -288,7 +297,19 @@ class Message:
     @property
     def branch(self) -> bytes:
         """The branch of the topmost Via, empty when absent. Raises ProtocolError."""
-        return self.via.branch
+        if self._branch is None:
+            self._branch = self.via.branch
+        return self._branch
+
+    def _read_from(self) -> tuple[bytes, bytes]:
+        if self._from_party is None:
+            self._from_party = read_party(self.header(b"from") or b"")
+        return self._from_party
+
+    def _read_to(self) -> tuple[bytes, bytes]:
+        if self._to_party is None:
+            self._to_party = read_party(self.header(b"to") or b"")
+        return self._to_party
 
     def _read_start_line(self, line: bytes) -> None:
         found = _STATUS_LINE.match(line) if line[:1] in b"Ss" else None
@@ -357,12 +378,13 @@ class Message:
             self.flaw = error.reason
 
     def _judge_values(self) -> None:
-        _ = self.via
+        # Of the Via of a response nothing but the branch is asked.
+        self._branch = plain_branch(self.via_bytes) if self.status else None
+        if self._branch is None:
+            self._branch = self.via.branch
         if not self.call_id:
             raise ProtocolError("empty Call-ID")
-        from_uri, self._from_tag = read_party(self.header(b"from") or b"")
-        to_uri, self._to_tag = read_party(self.header(b"to") or b"")
-        if not from_uri or not to_uri:
+        if not self._read_from()[0] or not self._read_to()[0]:
             raise ProtocolError("no URI in From or To")
         method = self.cseq[1]
         if self.is_request and method != self.method:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from wsgate.registrations import Registration
-from wsgate.sip.headers import NameAddr, Parameters, parse_name_addr, same_uri, unquote
+from wsgate.sip.headers import NameAddr, Parameters, parse_name_addr, parse_uri, same_uri, unquote
 from wsgate.sip.message import Message
 from wsgate.sip.rewriting import handle_in
 
@@ -21,7 +21,7 @@ def registrations(
     `handle` makes the handle of an AOR and a Contact URI (rule R5). The expiry is what the 2xx says of the same
     Contact, else its Expires, else the request's. Raises ProtocolError.
     """
-    aor = request.to.parsed_uri().address_of_record
+    aor = parse_uri(request.to_uri).address_of_record
     contacts = request.values(b"contact")
     if contacts == [b"*"]:
         return None

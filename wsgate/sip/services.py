@@ -17,6 +17,7 @@ from wsgate.sip.compose import shows_outbound
 from wsgate.sip.contexts import Branch, Retain, Way
 from wsgate.sip.decisions import SECURE_ONLY, Answer, Arrival, Service, ToService, is_secure_only
 from wsgate.sip.flow import Flow, FlowTable
+from wsgate.sip.headers import parse_uri
 from wsgate.sip.message import Message, warning
 from wsgate.sip.registrar import Registrar
 from wsgate.sip.registration import registrations
@@ -88,7 +89,7 @@ class Services:
         if self._hand_out is None:
             return ()
         try:
-            aor = request.to.parsed_uri().address_of_record
+            aor = parse_uri(request.to_uri).address_of_record
             found = [one for one in self._directory.registrations_of(flow.id) if one.aor == aor]
             if response is not None and request.values(b"contact"):
                 handle = partial(flow.handle, self._flows.tokens)
@@ -110,7 +111,7 @@ class Services:
             handle = partial(retain.flow.handle, self._flows.tokens)
             found = registrations(retain.flow.id, retain.request, retain.response, now, handle)
             if found is None:
-                self._directory.forget_all(retain.request.to.parsed_uri().address_of_record)
+                self._directory.forget_all(parse_uri(retain.request.to_uri).address_of_record)
                 return
         except ProtocolError:
             self._counters.count("sip_malformed_contacts")

@@ -110,11 +110,11 @@ def _derived(request: Message, method: bytes, to: bytes, max_forwards: bytes, ex
 
 def has_next_via(message: Message) -> bool:
     """True when a second Via stands behind the topmost: a response without it goes no further (RFC 3261 §16.7)."""
-    lines = message.lines(b"via")
+    lines = message.found(b"via")
     if len(lines) > 1:
-        return any(lines[1:])
+        return any(line[2].strip() for line in lines[1:])
     try:
-        return bool(lines) and len(split_values(lines[0])) > 1
+        return len(split_values(message.header(b"via") or b"")) > 1
     except ProtocolError:
         return False
 
