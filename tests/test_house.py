@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "wsgate"
 
 FLOORS = {
-    "words": "errors addr settings log metrics handover",
+    "words": "errors addr settings log metrics meanings handover",
     "codecs": (
         "keys certificate ws/frames ws/handshake http/head http/body http/passing"
         " sip/headers sip/mending sip/header_names sip/message sip/edit sip/framing sip/outline sip/sdp"

@@ -117,6 +117,19 @@ def test_status_is_json_and_metrics_speak_of_the_same():
     assert "wsgate_connections 2.0" in metrics
     assert "wsgate_sip_requests_total 3.0" in metrics
     assert "wsgate_memory_rss 5.0" in metrics
+    assert "# HELP wsgate_connections Connections of browsers" in metrics
+
+
+def test_metrics_begin_at_zero_and_backends_are_told_apart():
+    backends = {"a.test": {"addresses": ["UDP 192.0.2.1:5060", "UDP 192.0.2.2:5060"], "dead": ["UDP 192.0.2.2:5060"]}}
+    configuration = application().configuration
+    status = {"backends": {**backends, "localhost": {"target": "embedded"}}}
+    app = WebApplication(configuration, {}, lambda: status, Counters(), lambda host: ())
+    metrics = ask(app, "/metrics").body.decode()
+    assert "wsgate_internal_errors_total 0.0" in metrics
+    assert 'wsgate_backend_targets{backend="a.test"} 2.0' in metrics
+    assert 'wsgate_backend_dead{backend="a.test"} 1.0' in metrics
+    assert "localhost" not in metrics
 
 
 def test_the_phone_learns_domain_path_and_turn():

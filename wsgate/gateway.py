@@ -11,7 +11,7 @@ import gevent
 import psutil
 from gevent import ssl
 
-from wsgate import web
+from wsgate import __version__, web
 from wsgate.addr import Address
 from wsgate.config import Configuration
 from wsgate.errors import ConfigurationError, StartError
@@ -177,6 +177,7 @@ class Gateway:
         """What /status and /metrics show of this worker."""
         counts = self._edge.counts()
         return {
+            "version": __version__,
             "worker": self._base.crew.number,
             "workers": self._base.crew.workers,
             "connections": self._guard.connections,

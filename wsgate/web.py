@@ -17,6 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from wsgate import meanings
 from wsgate.addr import in_networks, split_host_port
 from wsgate.config import Configuration
 from wsgate.metrics import Counters
@@ -227,18 +228,33 @@ class _Metrics(Collector):
         self._counters = counters
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
-        for name, count in sorted(self._counters.values.items()):
-            yield CounterMetricFamily(f"wsgate_{name}", name.replace("_", " "), value=count)
-        for name, value in _numbers("", self._status()):
-            if name not in self._counters.values:
-                yield GaugeMetricFamily(f"wsgate_{name}", name.replace("_", " "), value=value)
+        counted = {**dict.fromkeys(meanings.COUNTERS, 0), **self._counters.values}
+        for name, count in sorted(counted.items()):
+            yield CounterMetricFamily(f"wsgate_{name}", meanings.meaning(name), value=count)
+        status = self._status()
+        for name, value in _numbers("", status):
+            if name not in counted:
+                yield GaugeMetricFamily(f"wsgate_{name}", meanings.meaning(name), value=value)
+        yield from _backends(status.get("backends", {}))
+
+
+def _backends(status: Mapping[str, Mapping[str, Any]]) -> Iterator[GaugeMetricFamily]:
+    """How many servers each backend has, and how many of them are dead."""
+    targets = GaugeMetricFamily("wsgate_backend_targets", meanings.BACKEND_TARGETS, labels=["backend"])
+    dead = GaugeMetricFamily("wsgate_backend_dead", meanings.BACKEND_DEAD, labels=["backend"])
+    for domain, backend in status.items():
+        if "addresses" in backend:
+            targets.add_metric([domain], len(backend["addresses"]))
+            dead.add_metric([domain], len(backend["dead"]))
+    yield targets
+    yield dead
 
 
 def _numbers(prefix: str, status: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """The numbers of nested dictionaries; a list counts by its length; the counters themselves are left out."""
+    """The numbers of nested dictionaries; a list counts by its length; counters and backends are left out."""
     for key, value in status.items():
         name = f"{prefix}_{key}" if prefix else key
-        if isinstance(value, bool) or key == "counters":
+        if isinstance(value, bool) or key in ("counters", "backends"):
             continue
         if isinstance(value, (int, float)):
             yield name, value
