@@ -9,23 +9,9 @@ from collections.abc import Callable
 import pytest
 
 from wsgate.addr import Address
-from wsgate.turn.allocation import (
-    CHANNEL_SECONDS,
-    PERMISSION_SECONDS,
-    PORT_REST_SECONDS,
-    PORTS_RESTING_PER_USER,
-    TRANSITIONS,
-    Allocation,
-    Bind,
-    Client,
-    CloseRelay,
-    Event,
-    Permit,
-    Ports,
-    Revoke,
-    State,
-    Unbind,
-)
+from wsgate.turn.allocation import CHANNEL_SECONDS, PERMISSION_SECONDS, TRANSITIONS, Allocation, Event, State
+from wsgate.turn.effects import Bind, Client, CloseRelay, Permit, Revoke, Unbind
+from wsgate.turn.ports import PORT_REST_SECONDS, PORTS_RESTING_PER_USER, Ports
 from wsgate.turn.values import Family
 
 RELAY = Address("198.51.100.1", 50000)

@@ -12,7 +12,15 @@ from tests.turn_world import PEER, RELAY, UDP, Phone, World, code
 from wsgate.addr import Address
 from wsgate.call_peers import CallPeers
 from wsgate.turn import stun
-from wsgate.turn.allocation import (
+from wsgate.turn.connections import (
+    BIND_SECONDS,
+    CONNECT_SECONDS,
+    DEADLINES_STALE_MAX,
+    TRANSITIONS,
+    Event,
+    State,
+)
+from wsgate.turn.effects import (
     Client,
     CloseConnection,
     CloseRelay,
@@ -23,14 +31,6 @@ from wsgate.turn.allocation import (
     PassStream,
     RelayAddress,
     Reply,
-)
-from wsgate.turn.connections import (
-    BIND_SECONDS,
-    CONNECT_SECONDS,
-    DEADLINES_STALE_MAX,
-    TRANSITIONS,
-    Event,
-    State,
 )
 from wsgate.turn.peers import Peers
 from wsgate.turn.settings import PeerPolicy

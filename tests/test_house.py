@@ -28,9 +28,9 @@ FLOORS = {
         " sip/registration sip/accounts sip/registrar sip/heirs sip/settings sip/decisions sip/proxy"
         " sip/tracking sip/contexts sip/calls sip/connections sip/probes sip/attempts sip/best_response"
         " sip/subscriptions sip/forwarding sip/screening sip/services sip/identities sip/orphans sip/journal sip/edge"
-        " turn/tokens turn/auth turn/settings turn/peers turn/allocation turn/framing turn/answers turn/bandwidth"
-        " turn/connections turn/mobility turn/discovery turn/allocator turn/permissions turn/server turn/client"
-        " turn/uri turn/alternates turn/faults"
+        " turn/tokens turn/auth turn/settings turn/peers turn/effects turn/allocation turn/ports turn/framing"
+        " turn/answers turn/bandwidth turn/connections turn/mobility turn/discovery turn/allocator turn/permissions"
+        " turn/server turn/client turn/uri turn/alternates turn/faults"
     ),
     "net": (
         "net/clock net/tls net/readers net/stream net/datagram net/forwarded net/request_head"

@@ -7,13 +7,7 @@ import pytest
 from tests.turn_world import PEER, RELAY, Phone, World, code
 from wsgate.addr import Address
 from wsgate.turn import stun
-from wsgate.turn.allocation import (
-    CloseRelay,
-    Join,
-    RelayAddress,
-    Revoke,
-    SendToPeer,
-)
+from wsgate.turn.effects import CloseRelay, Join, RelayAddress, Revoke, SendToPeer
 from wsgate.turn.stun import Method
 from wsgate.turn.values import EvenPort, Family
 

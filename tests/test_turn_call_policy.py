@@ -7,8 +7,8 @@ import pytest
 from tests.turn_world import PEER, REALM, RELAY, SECRET, Phone, World, code
 from wsgate.addr import ANY_PORT, Address, parse_network
 from wsgate.call_peers import CallPeers
-from wsgate.turn.allocation import Bind, Permit, Revoke, SendToPeer, Unbind
 from wsgate.turn.auth import Credentials, Registrations, SecretHash, UserKeys, long_term_key, time_limited_password
+from wsgate.turn.effects import Bind, Permit, Revoke, SendToPeer, Unbind
 from wsgate.turn.peers import Peers
 from wsgate.turn.settings import PeerPolicy
 from wsgate.turn.values import PasswordAlgorithm

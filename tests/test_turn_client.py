@@ -10,9 +10,9 @@ import pytest
 from tests.turn_world import REALM, RELAY, UDP, World
 from wsgate.addr import Address
 from wsgate.turn import stun
-from wsgate.turn.allocation import Client, Effect, Reply, SendToPeer
 from wsgate.turn.auth import Credentials, UserKeys, long_term_key
 from wsgate.turn.client import Answered, FromPeer, Refused, Transmit, TurnClient, Unanswered
+from wsgate.turn.effects import Client, Effect, Reply, SendToPeer
 from wsgate.turn.stun import Integrity, Message, MessageClass, Method
 from wsgate.turn.uri import TurnUri, parse_uri
 from wsgate.turn.values import ErrorCode, PasswordAlgorithm

@@ -9,9 +9,9 @@ import pytest
 from tests.turn_world import UDP, Phone, World, code
 from wsgate.addr import Address
 from wsgate.turn import stun
-from wsgate.turn.allocation import Client, Reply
 from wsgate.turn.alternates import alternates, fault
 from wsgate.turn.discovery import Discovery, Place
+from wsgate.turn.effects import Client, Reply
 from wsgate.turn.stun import MessageClass, Method
 
 HOSTS = (("192.0.2.10", "192.0.2.20"), ("2001:db8::10", "2001:db8::20"))

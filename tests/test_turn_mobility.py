@@ -9,7 +9,7 @@ import pytest
 from tests.turn_world import PEER, Phone, World, code
 from wsgate.addr import Address
 from wsgate.turn import stun
-from wsgate.turn.allocation import Client, CloseRelay, Join, Part, Revoke, SendToPeer, Unbind
+from wsgate.turn.effects import Client, CloseRelay, Join, Part, Revoke, SendToPeer, Unbind
 from wsgate.turn.stun import Method
 from wsgate.turn.values import Family
 

@@ -5,13 +5,7 @@ from __future__ import annotations
 from tests.turn_world import PEER, RELAY, Phone, World, code
 from wsgate.addr import Address
 from wsgate.turn import stun
-from wsgate.turn.allocation import (
-    Bind,
-    Permit,
-    Revoke,
-    SendToPeer,
-    Unbind,
-)
+from wsgate.turn.effects import Bind, Permit, Revoke, SendToPeer, Unbind
 from wsgate.turn.settings import ChannelRange
 from wsgate.turn.stun import MessageClass, Method
 

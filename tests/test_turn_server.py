@@ -9,10 +9,8 @@ import pytest
 from tests.turn_world import PEER, REALM, SECRET, UDP, Phone, World, code
 from wsgate.addr import Address
 from wsgate.turn import stun
-from wsgate.turn.allocation import (
-    Client,
-)
 from wsgate.turn.auth import Credentials, SecretHash, long_term_key, time_limited_password
+from wsgate.turn.effects import Client
 from wsgate.turn.stun import Integrity, MessageClass, Method
 from wsgate.turn.values import PasswordAlgorithm
 

@@ -14,8 +14,8 @@ from tests.turn_world import PEER, REALM, UDP, Phone, World, code
 from wsgate.addr import Address
 from wsgate.credentials import CredentialsError
 from wsgate.turn import stun
-from wsgate.turn.allocation import Client, CloseRelay
 from wsgate.turn.auth import Credentials
+from wsgate.turn.effects import Client, CloseRelay
 from wsgate.turn.stun import Integrity, Method
 from wsgate.turn.tokens import Opened, TokenKey, TokenKeys, parse_keys
 from wsgate.turn.values import EvenPort

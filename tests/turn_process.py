@@ -106,8 +106,8 @@ def make_server(
 ) -> Any:
     """A TurnServer that relays on `relays` (bound host, public host) for USER and for whoever has SECRET."""
     from wsgate.metrics import Counters
-    from wsgate.turn.allocation import RelayAddress
     from wsgate.turn.auth import Credentials, UserKeys, long_term_key
+    from wsgate.turn.effects import RelayAddress
     from wsgate.turn.peers import Peers
     from wsgate.turn.server import TurnServer
     from wsgate.turn.settings import ChannelRange, TurnSettings

@@ -10,15 +10,8 @@ from wsgate.addr import Address
 from wsgate.call_peers import CallPeers
 from wsgate.metrics import Counters
 from wsgate.turn import stun
-from wsgate.turn.allocation import (
-    Client,
-    CloseRelay,
-    Effect,
-    OpenRelays,
-    RelayAddress,
-    Reply,
-)
 from wsgate.turn.auth import Credentials, UserKeys, long_term_key
+from wsgate.turn.effects import Client, CloseRelay, Effect, OpenRelays, RelayAddress, Reply
 from wsgate.turn.peers import Peers
 from wsgate.turn.server import TurnServer
 from wsgate.turn.settings import TurnSettings

@@ -23,10 +23,10 @@ from wsgate.net.relay import Relay
 from wsgate.net.tls import ALPN_TURN, ServerContext
 from wsgate.net.turn_stream import TurnStreams
 from wsgate.settings import Switch
-from wsgate.turn.allocation import RelayAddress
 from wsgate.turn.auth import Credentials, HandedOut, Registrations, UserKeys, users_of_realm
 from wsgate.turn.discovery import Discovery
 from wsgate.turn.discovery import Place as PlaceOfSocket
+from wsgate.turn.effects import RelayAddress
 from wsgate.turn.peers import Peers
 from wsgate.turn.server import TurnServer
 from wsgate.turn.settings import TurnSettings

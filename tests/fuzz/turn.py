@@ -13,7 +13,9 @@ from tests.turn_world import REALM, RELAY, World
 from wsgate.addr import Address
 from wsgate.errors import ProtocolError
 from wsgate.turn import stun
-from wsgate.turn.allocation import (
+from wsgate.turn.auth import long_term_key
+from wsgate.turn.connections import DEADLINES_STALE_MAX
+from wsgate.turn.effects import (
     Bind,
     Client,
     CloseConnection,
@@ -30,8 +32,6 @@ from wsgate.turn.allocation import (
     SendToPeer,
     Unbind,
 )
-from wsgate.turn.auth import long_term_key
-from wsgate.turn.connections import DEADLINES_STALE_MAX
 from wsgate.turn.framing import Frames
 from wsgate.turn.stun import Integrity, MessageClass, Method
 from wsgate.turn.values import MAGIC_COOKIE, ErrorCode, EvenPort, Icmp, PasswordAlgorithm

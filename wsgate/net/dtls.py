@@ -26,7 +26,7 @@ from wsgate.net.clock import LoopTimer, now
 from wsgate.net.relay import Relay
 from wsgate.net.relay_sockets import Routes, SocketAddress
 from wsgate.net.tls import ALPN_TURN
-from wsgate.turn.allocation import Client
+from wsgate.turn.effects import Client
 
 FIRST_BYTES = range(20, 64)
 """What DTLS records begin with (RFC 7983 §7)."""

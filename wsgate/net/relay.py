@@ -33,7 +33,7 @@ from wsgate.net.relay_sockets import (
 )
 from wsgate.net.turn_connections import ClientStream, TurnConnections
 from wsgate.turn import stun
-from wsgate.turn.allocation import (
+from wsgate.turn.effects import (
     Bind,
     Client,
     CloseConnection,

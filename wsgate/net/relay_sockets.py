@@ -14,7 +14,7 @@ from wsgate.addr import Address
 from wsgate.metrics import Counters
 from wsgate.net.metering import Send
 from wsgate.net.packet_loop import PacketLoop
-from wsgate.turn.allocation import Client
+from wsgate.turn.effects import Client
 from wsgate.turn.server import TurnServer
 from wsgate.turn.values import Icmp
 

@@ -19,8 +19,8 @@ from wsgate.log import logger
 from wsgate.metrics import Counters
 from wsgate.net.clock import LoopTimer
 from wsgate.net.turn_side import Side
-from wsgate.turn.allocation import Client, CloseConnection, Effect, JoinConnection, OpenConnection, PassStream
 from wsgate.turn.bandwidth import Bucket
+from wsgate.turn.effects import Client, CloseConnection, Effect, JoinConnection, OpenConnection, PassStream
 from wsgate.turn.server import TurnServer
 
 BACKLOG = 16

@@ -24,7 +24,7 @@ from wsgate.net.relay_sockets import Routes, SocketAddress
 from wsgate.net.turn_connections import Taken
 from wsgate.net.upgrade import Accepted
 from wsgate.turn import stun
-from wsgate.turn.allocation import Client
+from wsgate.turn.effects import Client
 from wsgate.turn.framing import FRAME_BYTES_MAX, PARTIAL_SECONDS, Frames
 
 IDLE_SECONDS = 30.0

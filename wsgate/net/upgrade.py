@@ -163,7 +163,7 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
     MessageClass = HeaderFields
 
     def handle_one_request(self) -> Any:
-        """The time for its head runs from here."""
+        """The next head may be as long as one may be."""
         self.rfile.begin()
         return super().handle_one_request()
 

@@ -1,165 +1,22 @@
-"""What one client holds of the server: relayed addresses, permissions, channels; and the ports they come from.
+"""What one client holds of the server: relayed addresses, permissions, channels (RFC 8656 §6, §9, §12).
 
-RFC 8656 §6, §9, §12; rules L3, L4, P1, P2. The effects by which the relay engine follows are declared here.
+Rules L3, L4, P1, P2.
 """
 
 from __future__ import annotations
 
 import enum
-from array import array
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from wsgate.addr import Address
 from wsgate.turn.auth import Accepted
+from wsgate.turn.effects import Bind, Client, CloseRelay, Effect, Permit, Reply, Revoke, Unbind
 from wsgate.turn.values import Family, family_of
 
 PERMISSION_SECONDS = 300.0
 CHANNEL_SECONDS = 600.0
 RESERVATION_SECONDS = 30.0
-PORT_REST_SECONDS = 120.0
-"""How long a freed port serves nobody but its last user (rule L4)."""
-PORTS_RESTING_PER_USER = 64
-"""A user with that many resting ports gets those first: opening and freeing does not use up the ports of others."""
-EVEN_PORT_DRAWS = 64
-
-
-class Client(NamedTuple):
-    """The client's side of a 5-tuple: `path` is the number of the socket or stream, opaque here; `address` its own."""
-
-    path: int
-    address: Address
-
-
-class RelayAddress(NamedTuple):
-    """An address that relay sockets are bound to, and the one that clients are told (`external_address`)."""
-
-    host: str
-    public: str
-
-
-class Reply(NamedTuple):
-    """Send a STUN message to a client."""
-
-    client: Client
-    data: bytes
-
-
-class OpenRelays(NamedTuple):
-    """Bind these addresses, all or none; the answer is `relays_opened` or `relays_refused` of the server, at once.
-
-    With `is_tcp` they are listened on for the connections of peers (RFC 6062 §5.1).
-    """
-
-    relays: tuple[Address, ...]
-    is_tcp: bool = False
-
-
-class CloseRelay(NamedTuple):
-    """Close a relayed address and forget what was set on it."""
-
-    relay: Address
-
-
-class Join(NamedTuple):
-    """What arrives at `relay` belongs to `client`, and the client's channels go out there."""
-
-    relay: Address
-    client: Client
-
-
-class Part(NamedTuple):
-    """The client of `relay` is gone and may come back elsewhere (RFC 8016): what arrives is dropped until a Join."""
-
-    relay: Address
-
-
-class Permit(NamedTuple):
-    """Take data from any port of `host`."""
-
-    relay: Address
-    host: str
-
-
-class Revoke(NamedTuple):
-    """Take no more data from `host`."""
-
-    relay: Address
-    host: str
-
-
-class Bind(NamedTuple):
-    """Channel `number` is `peer`, both ways."""
-
-    relay: Address
-    number: int
-    peer: Address
-
-
-class Unbind(NamedTuple):
-    """Channel `number` is nothing any more."""
-
-    relay: Address
-    number: int
-    peer: Address
-
-
-class SendToPeer(NamedTuple):
-    """Send `data` from `relay` to `peer`, with the DF bit when `dont_fragment` (RFC 8656 §18.9)."""
-
-    relay: Address
-    peer: Address
-    data: bytes
-    dont_fragment: bool
-
-
-class OpenConnection(NamedTuple):
-    """Connect from `relay` to `peer`; the answer is `connected` or `connect_failed` of the server."""
-
-    connection: int
-    relay: Address
-    peer: Address
-
-
-class JoinConnection(NamedTuple):
-    """The stream of `client` is joined to the connection: every byte behind this message goes to the peer, and back."""
-
-    connection: int
-    client: Client
-    user: str
-
-
-class PassStream(NamedTuple):
-    """The stream of `client` is for a connection of another worker: `request` and what follows is to be carried there,
-    and back."""
-
-    worker: int
-    client: Client
-    request: bytes
-
-
-class CloseConnection(NamedTuple):
-    """Close the connection with the peer, and the stream that is joined to it."""
-
-    connection: int
-
-
-Effect = (
-    Reply
-    | OpenRelays
-    | CloseRelay
-    | Join
-    | Part
-    | Permit
-    | Revoke
-    | Bind
-    | Unbind
-    | SendToPeer
-    | OpenConnection
-    | JoinConnection
-    | PassStream
-    | CloseConnection
-)
 
 
 class State(enum.Enum):
@@ -318,86 +175,3 @@ class Allocation:
         hosts = [host for host in self.permissions if not host_allowed(host)]
         numbers = [number for number, channel in self.channels.items() if not allowed(channel.peer)]
         return [*map(self.revoke, hosts), *map(self.unbind, numbers)]
-
-
-class Ports:
-    """The relay ports of one address: drawn at random, resting after use (rules L2, L4). Constant time per draw."""
-
-    def __init__(self, low: int, high: int, random_bytes: Callable[[int], bytes]) -> None:
-        self._low = low
-        self._free = array("H", range(low, high + 1))
-        self._place = array("i", range(high - low + 1))
-        self._random_bytes = random_bytes
-        self._resting: dict[int, tuple[float, str]] = {}
-        self._resting_of: dict[str, dict[int, None]] = {}
-
-    def __len__(self) -> int:
-        return len(self._free)
-
-    def draw(self, user: str, now: float) -> int | None:
-        """A random port for `user`, None when all are in use or resting for others."""
-        self._release(now)
-        own = self._resting_of.get(user, {})
-        if self._free and len(own) < PORTS_RESTING_PER_USER:
-            return self._take(self._free[self._index(len(self._free))])
-        if own:
-            port = next(iter(own))
-            self._wake(port)
-            return port
-        return None
-
-    def draw_even(self, user: str, now: float, *, pair: bool) -> int | None:
-        """A random even port, with `pair` the next one free and taken too (EVEN-PORT, RFC 8656 §7.2)."""
-        self._release(now)
-        own = self._resting_of.get(user, {})
-        if len(own) >= PORTS_RESTING_PER_USER:
-            for port in own:
-                if not port & 1 and (not pair or port + 1 in own):
-                    self._wake(port)
-                    if pair:
-                        self._wake(port + 1)
-                    return port
-            return None
-        if not self._free:
-            return None
-        draws = (self._free[self._index(len(self._free))] & ~1 for _ in range(EVEN_PORT_DRAWS))
-        for port in (*draws, *(port for port in self._free if not port & 1)):
-            if self._is_free(port) and (not pair or self._is_free(port + 1)):
-                if pair:
-                    self._take(port + 1)
-                return self._take(port)
-        return None
-
-    def rest(self, port: int, user: str, now: float) -> None:
-        """Give a port back; for PORT_REST_SECONDS only `user` may get it (nobody when empty: it is used elsewhere)."""
-        self._resting[port] = (now + PORT_REST_SECONDS, user)
-        if user:
-            self._resting_of.setdefault(user, {})[port] = None
-
-    def _index(self, count: int) -> int:
-        return int.from_bytes(self._random_bytes(4), "big") % count
-
-    def _is_free(self, port: int) -> bool:
-        return 0 <= port - self._low < len(self._place) and self._place[port - self._low] >= 0
-
-    def _take(self, port: int) -> int:
-        place = self._place[port - self._low]
-        last = self._free.pop()
-        if last != port:
-            self._free[place] = last
-            self._place[last - self._low] = place
-        self._place[port - self._low] = -1
-        return port
-
-    def _wake(self, port: int) -> None:
-        _, user = self._resting.pop(port)
-        if user:
-            del self._resting_of[user][port]
-            if not self._resting_of[user]:
-                del self._resting_of[user]
-
-    def _release(self, now: float) -> None:
-        while self._resting and self._resting[port := next(iter(self._resting))][0] <= now:
-            self._wake(port)
-            self._place[port - self._low] = len(self._free)
-            self._free.append(port)

@@ -11,24 +11,13 @@ from wsgate.addr import Address
 from wsgate.errors import ProtocolError
 from wsgate.metrics import Counters
 from wsgate.turn import stun
-from wsgate.turn.allocation import (
-    RESERVATION_SECONDS,
-    Allocation,
-    Client,
-    CloseRelay,
-    Effect,
-    Event,
-    Join,
-    OpenRelays,
-    Part,
-    Ports,
-    RelayAddress,
-    Reply,
-)
+from wsgate.turn.allocation import RESERVATION_SECONDS, Allocation, Event
 from wsgate.turn.answers import Answers, Field, Request, error_code, mapped_address
 from wsgate.turn.auth import same_user
 from wsgate.turn.connections import Connections
+from wsgate.turn.effects import Client, CloseRelay, Effect, Join, OpenRelays, Part, RelayAddress, Reply
 from wsgate.turn.mobility import Tickets
+from wsgate.turn.ports import Ports
 from wsgate.turn.stun import Message, Method
 from wsgate.turn.values import ErrorCode, EvenPort, Family, family_of
 

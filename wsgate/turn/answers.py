@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from wsgate.addr import Address, canonical_host
 from wsgate.metrics import Counters
 from wsgate.turn import stun
-from wsgate.turn.allocation import Client, Effect, Reply
 from wsgate.turn.auth import Accepted, Authenticator, UnauthenticatedRate
+from wsgate.turn.effects import Client, Effect, Reply
 from wsgate.turn.stun import Attribute, Message, MessageClass
 from wsgate.turn.values import ErrorCode
 

@@ -14,17 +14,10 @@ from typing import NamedTuple
 from wsgate.addr import Address
 from wsgate.metrics import Counters
 from wsgate.turn import stun
-from wsgate.turn.allocation import (
-    Allocation,
-    CloseConnection,
-    Effect,
-    JoinConnection,
-    OpenConnection,
-    PassStream,
-    Reply,
-)
+from wsgate.turn.allocation import Allocation
 from wsgate.turn.answers import Answers, Request
 from wsgate.turn.bandwidth import Buckets
+from wsgate.turn.effects import CloseConnection, Effect, JoinConnection, OpenConnection, PassStream, Reply
 from wsgate.turn.stun import MessageClass, Method
 from wsgate.turn.values import Family, family_of
 

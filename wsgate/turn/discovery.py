@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from wsgate.addr import Address, canonical_host
 from wsgate.turn import stun
-from wsgate.turn.allocation import Client, Effect
 from wsgate.turn.answers import Answers, Field, Request, mapped_address
+from wsgate.turn.effects import Client, Effect
 
 DATAGRAM_BYTES_MAX = 2048
 """A padded request is as long as an MTU and its header (§7.6, which is an exception to rule S1)."""

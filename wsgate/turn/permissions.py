@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 from wsgate.errors import ProtocolError
 from wsgate.metrics import Counters
 from wsgate.turn import stun
-from wsgate.turn.allocation import Allocation, Effect, SendToPeer
+from wsgate.turn.allocation import Allocation
 from wsgate.turn.answers import Answers, Request
+from wsgate.turn.effects import Effect, SendToPeer
 from wsgate.turn.peers import Admittance
 from wsgate.turn.settings import CHANNEL_NUMBERS, TurnSettings
 

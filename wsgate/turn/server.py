@@ -10,7 +10,7 @@ from wsgate.call_peers import CallPeers
 from wsgate.errors import ProtocolError
 from wsgate.metrics import Counters
 from wsgate.turn import stun
-from wsgate.turn.allocation import Allocation, Client, Effect, RelayAddress
+from wsgate.turn.allocation import Allocation
 from wsgate.turn.allocator import Allocator, Limits
 from wsgate.turn.answers import Answers, Request, mapped_address
 from wsgate.turn.auth import (
@@ -25,6 +25,7 @@ from wsgate.turn.bandwidth import Bucket, Buckets
 from wsgate.turn.connections import ConnectionLimits, Connections
 from wsgate.turn.discovery import DATAGRAM_BYTES_MAX as DISCOVERY_BYTES_MAX
 from wsgate.turn.discovery import Discovery
+from wsgate.turn.effects import Client, Effect, RelayAddress
 from wsgate.turn.mobility import Tickets
 from wsgate.turn.peers import Admittance, Peers
 from wsgate.turn.permissions import Permissions
