@@ -126,3 +126,18 @@ def test_a_flow_gives_the_handle_of_its_tokens_whatever_it_gave_before() -> None
     given = [flow.handle(tokens, *one) for one in asked]
     assert given == [FlowTokens.handle(tokens, *one) for one in asked]
     assert counted == [asked[0], asked[2], asked[3], asked[4]]
+
+
+def test_a_token_says_the_same_before_while_and_after_its_connection_is_open() -> None:
+    """Rule T2: a token outlives its connection; T1: and only the one spelling counts, open or not."""
+    tokens = FlowTokens([NEW], worker=3)
+    table = FlowTable(tokens, lambda size: CONNECTION)
+    text = tokens.make(CONNECTION)
+    other_spelling = text[:-1] + bytes((text[-1] + 1,))
+    seen = [(tokens.read(text), tokens.read(other_spelling).verdict)]
+    flow = table.open(Address("203.0.113.5", 4000), False, HOST)
+    assert flow.token == text
+    seen.append((tokens.read(text), tokens.read(other_spelling).verdict))
+    table.close(CONNECTION)
+    seen.append((tokens.read(text), tokens.read(other_spelling).verdict))
+    assert seen == [((Verdict.VALID, CONNECTION, 3), Verdict.FORGED)] * 3

@@ -39,6 +39,9 @@ class Token(NamedTuple):
     worker: int = 0
 
 
+_FOREIGN = Token(Verdict.FOREIGN)
+
+
 class FlowTokens:
     """Makes and reads flow tokens with up to two live keys, the current one first (rule T1)."""
 
@@ -46,6 +49,7 @@ class FlowTokens:
         self._keys = {key.id: key.secret for key in keys}
         self._current = keys[0]
         self._worker = worker
+        self._open: dict[bytes, Token] = {}
 
     @property
     def worker(self) -> int:
@@ -62,6 +66,16 @@ class FlowTokens:
         mac = hmac.digest(self._current.secret, signed, "sha256")[:_MAC_BYTES]
         return base64.urlsafe_b64encode(signed + mac).rstrip(b"=")
 
+    def opened(self, connection: bytes) -> bytes:
+        """The token of a connection that is open now: until it is `closed` no MAC is needed to know it again."""
+        text = self.make(connection)
+        self._open[text] = Token(Verdict.VALID, connection, self._worker)
+        return text
+
+    def closed(self, token: bytes) -> None:
+        """The connection of this token is gone."""
+        self._open.pop(token, None)
+
     def handle(self, aor: bytes, contact: bytes) -> bytes:
         """The handle of a browser's own Contact URI under an address of record (rule R5): 24 characters.
 
@@ -72,9 +86,15 @@ class FlowTokens:
         return base64.urlsafe_b64encode(head + mac).rstrip(b"=")
 
     def read(self, text: bytes | None) -> Token:
-        """What `text`, the user part of a URI, says; the MAC is compared in constant time."""
+        """What `text`, the user part of a URI, says; the MAC is compared in constant time.
+
+        So is a token of an open connection: the table compares a hash with a random key, and bytes only where it fits.
+        """
         if text is None or len(text) != TOKEN_LENGTH:
-            return Token(Verdict.FOREIGN)
+            return _FOREIGN
+        known = self._open.get(text)
+        if known is not None:
+            return known
         try:
             raw = base64.b64decode(text + b"==", altchars=b"-_", validate=True)
         except (binascii.Error, ValueError):
@@ -150,7 +170,7 @@ class FlowTable:
     def open(self, remote: Address, secure: bool, host: Address) -> Flow:
         """A flow for a connection that has just been upgraded. `host` is what the upgrade asked for."""
         connection = self._random_bytes(CONNECTION_ID_BYTES)
-        flow = Flow(connection, self.tokens.make(connection), remote, secure, host)
+        flow = Flow(connection, self.tokens.opened(connection), remote, secure, host)
         self._flows[connection] = flow
         return flow
 
@@ -159,6 +179,7 @@ class FlowTable:
         flow = self._flows.pop(connection, None)
         if flow is not None:
             flow.is_open = False
+            self.tokens.closed(flow.token)
         return flow
 
     def get(self, connection: bytes) -> Flow | None:

@@ -187,10 +187,13 @@ def parse_uri(raw: bytes) -> Uri:
         raise ProtocolError("port out of range in URI")
     parameters: Parameters = {}
     if found[5]:
+        is_escaped = b"%" in found[5]
         for piece in found[5].split(b";")[1:]:
             name, equals, value = piece.partition(b"=")
+            if is_escaped:
+                name, value = unescape(name), unescape(value)
             if name:
-                parameters.setdefault(unescape(name).lower(), unescape(value) if equals else None)
+                parameters.setdefault(name.lower(), value if equals else None)
     host = canonical_host(found[3].decode("ascii"))
     if not host:
         raise ProtocolError("no host in URI")
