@@ -37,7 +37,7 @@ FLOORS = {
         " net/tunnel net/fallback net/upgrade net/port net/listener"
         " net/nameserver net/resolver net/keep_alive net/backend_codec net/backend_stream net/backend"
         " net/metering net/turn_side net/turn_connections net/packet_loop net/relay_sockets net/relay"
-        " net/turn_stream net/dtls net/mesh"
+        " net/turn_stream net/dtls_records net/dtls net/mesh"
     ),
     "assembly": (
         "config cross_checks ini crew web statefile signalling media turn_offer store named_files parts gateway"

@@ -17,6 +17,7 @@ from tests.turn_process import write_certificate
 from wsgate.guard import Guard, LimitSettings
 from wsgate.net import dtls
 from wsgate.net.dtls import Associations
+from wsgate.net.dtls_records import datagrams
 from wsgate.turn.stun import MessageClass, Method
 
 PEER_HOST = "127.0.0.2"
@@ -98,7 +99,7 @@ class Secured:
 
     def flush(self) -> None:
         data = dtls._pending(self.connection)
-        for datagram in dtls._datagrams(data):
+        for datagram in datagrams(data):
             self.flights.append(datagram)
             if len(self.flights) not in self._lose:
                 self.socket.sendto(datagram, self.to)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import hmac
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from cryptography import x509
@@ -23,6 +23,7 @@ from wsgate.guard import Guard
 from wsgate.log import logger
 from wsgate.metrics import Counters
 from wsgate.net.clock import LoopTimer, now
+from wsgate.net.dtls_records import DATAGRAM_BYTES, begins_with_hello, datagrams, is_whole
 from wsgate.net.relay import Relay
 from wsgate.net.relay_sockets import Routes, SocketAddress
 from wsgate.net.tls import ALPN_TURN
@@ -30,9 +31,6 @@ from wsgate.turn.effects import Client
 
 FIRST_BYTES = range(20, 64)
 """What DTLS records begin with (RFC 7983 §7)."""
-
-DATAGRAM_BYTES = 1200
-"""Of a datagram of the handshake; what clients send arrives as it was sent."""
 
 HELLO_BYTES_MAX = 4096
 """No datagram over this is taken for a ClientHello. OpenSSL reads 16 KiB at once of what it listens to: the rest would
@@ -59,8 +57,6 @@ _OPTIONS = (
 _CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:ECDHE+AES:DHE+AES:!SHA1:!AESCCM:!aNULL:!eNULL:!PSK:!SRP"
 """Keys of one association only, no broken hash: what the standard library allows TLS on streams (RFC 9325 §4.2)."""
 _DTLS_1_2 = 0xFEFD
-_HEADER_BYTES = 13
-_HANDSHAKE, _CLIENT_HELLO = 22, 1
 
 
 class Association:
@@ -172,7 +168,7 @@ class Association:
             self._owner.relay.channel_data(data, self, self.address)
 
     def _flush(self) -> None:
-        for datagram in _datagrams(_pending(self._connection)):
+        for datagram in datagrams(_pending(self._connection)):
             try:
                 self._socket.sendto(datagram, self.address)
             except OSError:
@@ -222,12 +218,12 @@ class Associations:
 
     def receive(self, sock: socket.socket, data: bytes, source: SocketAddress) -> None:
         """One datagram whose first byte is of FIRST_BYTES (rule E2)."""
-        if not _is_whole(data):
+        if not is_whole(data):
             self.counters.count("turn_garbage_dropped")
             return
         key = sock.fileno(), source
         association = self._open.get(key)
-        is_hello = data[0] == _HANDSHAKE and data[3:5] == b"\0\0" and data[_HEADER_BYTES] == _CLIENT_HELLO
+        is_hello = begins_with_hello(data)
         if association is not None and (not association.established or not is_hello):
             association.receive(data)
         elif is_hello and len(data) <= HELLO_BYTES_MAX:
@@ -327,7 +323,7 @@ class Associations:
     def _new_context(self, certificate: str, private_key: str) -> SSL.Context:
         context = SSL.Context(SSL.DTLS_SERVER_METHOD)
         context.set_min_proto_version(_DTLS_1_2)
-        # The records of 1.3 have another head, and its cookie another message; _is_whole and _hello know neither.
+        # The records of 1.3 have another head, and its cookie another message; `dtls_records` knows neither.
         context.set_max_proto_version(_DTLS_1_2)
         context.set_options(_OPTIONS)
         context.set_cipher_list(_CIPHERS)
@@ -374,33 +370,3 @@ def _pending(connection: Any) -> bytes:
             parts.append(connection.bio_read(65536))
         except SSL.WantReadError:
             return b"".join(parts)
-
-
-def _records(data: bytes) -> Iterator[bytes]:
-    position = 0
-    while position + _HEADER_BYTES <= len(data):
-        end = position + _HEADER_BYTES + int.from_bytes(data[position + 11 : position + 13], "big")
-        yield data[position:end]
-        position = end
-
-
-def _is_whole(data: bytes) -> bool:
-    """True for a datagram of DTLS records and nothing else: a memory BIO does not know where one ends."""
-    if len(data) <= _HEADER_BYTES:
-        return False
-    return sum(map(len, _records(data))) == len(data) and all(
-        len(record) == _HEADER_BYTES + int.from_bytes(record[11:13], "big") and record[1] == 0xFE
-        for record in _records(data)
-    )
-
-
-def _datagrams(data: bytes) -> Iterator[bytes]:
-    """The records of `data` in datagrams of at most DATAGRAM_BYTES; a larger record alone."""
-    gathered = b""
-    for record in _records(data):
-        if gathered and len(gathered) + len(record) > DATAGRAM_BYTES:
-            yield gathered
-            gathered = b""
-        gathered += record
-    if gathered:
-        yield gathered
