@@ -125,7 +125,10 @@ class Signalling:
     def failed(self, hop: Hop, reason: str) -> None:
         """A hop cannot be reached."""
         at = now()
-        logger.log(self._failures.level(at), "backend side %s %s: %s", hop.transport.value, hop.address, reason)
+        # Of who is dead the log has told; each probe would tell it again until somebody is awake.
+        is_known = (hop.transport, hop.address) in self._edge.dead_targets()
+        level = logging.DEBUG if is_known else self._failures.level(at)
+        logger.log(level, "backend side %s %s: %s", hop.transport.value, hop.address, reason)
         self.apply(self._edge.failed(hop, reason, at))
 
     # Effects and time
@@ -186,7 +189,8 @@ class Signalling:
     def _resolve(self, backend: str) -> None:
         found = self._resolver.resolve(backend)
         if not found.targets:
-            logger.warning("backend %s: no target: %s", backend, found.problem)
+            # A line for each request; the resolver has a warning for each change.
+            logger.debug("backend %s: no target: %s", backend, found.problem)
         self.apply(self._edge.resolved(backend, now()))
 
     def _due(self) -> None:

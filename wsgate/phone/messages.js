@@ -93,6 +93,6 @@ export function callMessage(status) {
 export function registrationMessage(status) {
   if (status === 401 || status === 403 || status === 407) return "wrong-password";
   if (status === 404) return "unknown-user";
-  if (status === 408 || status === 504) return "server-silent";
+  if (status === 408 || status === 503 || status === 504) return "server-silent";
   return "server-error";
 }
