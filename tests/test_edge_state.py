@@ -73,14 +73,7 @@ def test_d3_after_a_restart_in_dialog_requests_pass_both_ways(whole: bool) -> No
     in_dialog = {"call_id": "c1", "to": f"{ALICE};tag=a1", "from": "<sip:bob@example.com>;tag=b1"}
     after.from_backend(request("INFO", OWN, to_browser, via=f"SIP/2.0/UDP {PBX};branch=z9hG4bKr1", **in_dialog))
     assert after.one(new).method == b"INFO"
-    bye = request(
-        "BYE",
-        f"sip:bob@{PBX}",
-        "Route: " + ", ".join(routes),
-        call_id="c1",
-        cseq="2",
-        to="<sip:bob@example.com>;tag=b1",
-    )
+    bye = goodbye(routes, f"sip:bob@{PBX}", "2")
     after.from_browser(new, bye)
     assert after.one(PBX).method == b"BYE"
 
@@ -93,14 +86,7 @@ def test_d4_a_browser_that_does_not_come_back_after_a_restart_is_hung_up() -> No
 
 def test_d3_what_was_forgotten_or_has_expired_is_not_taken_up() -> None:
     before, flow, routes, written = journalled()
-    bye = request(
-        "BYE",
-        f"sip:bob@{PBX}",
-        "Route: " + ", ".join(routes),
-        call_id="c1",
-        cseq="2",
-        to="<sip:bob@example.com>;tag=b1",
-    )
+    bye = goodbye(routes, f"sip:bob@{PBX}", "2")
     before.from_browser(flow, bye)
     before.from_backend(response(before.one(PBX), 200, "OK"))
     written += before.edge.state_changes(before.now)[0]
@@ -185,24 +171,10 @@ def test_t2_without_a_state_file_what_goes_through_the_backend_passes_and_the_re
     w = World(first_number=5000)
     new = w.browser(port=2)
     register(w, new)
-    through_backend = request(
-        "BYE",
-        f"sip:bob@{PBX}",
-        "Route: " + ", ".join(routes),
-        call_id="c1",
-        cseq="2",
-        to="<sip:bob@example.com>;tag=b1",
-    )
+    through_backend = goodbye(routes, f"sip:bob@{PBX}", "2")
     w.from_browser(new, through_backend)
     assert w.one(PBX).method == b"BYE"
-    straight = request(
-        "BYE",
-        "sip:bob@203.0.113.99",
-        "Route: " + ", ".join(routes),
-        call_id="c1",
-        cseq="3",
-        to="<sip:bob@example.com>;tag=b1",
-    )
+    straight = goodbye(routes, "sip:bob@203.0.113.99", "3")
     w.from_browser(new, straight)
     assert w.one(new).status == 481
 

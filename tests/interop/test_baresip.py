@@ -116,6 +116,17 @@ def phone_calls(phone: Baresip, browser: RawWebSocket) -> tuple[bytes, Callable[
     return invite, further
 
 
+def hang_up(ends: str, phone: Baresip, browser: RawWebSocket, bye: bytes) -> None:
+    """The call ends by the BYE of the browser, which is `bye`, or of the phone."""
+    if ends == "browser":
+        browser.send(bye)
+        browser.receive_until(lambda message: message.startswith(b"SIP/2.0 200") and b" BYE\r\n" in message)
+    else:
+        phone.do("hangup")
+        browser.send(answer(browser.receive_until(is_("BYE")), "200 OK"))
+    phone.wait("CALL_CLOSED")
+
+
 @pytest.mark.parametrize("transport", ["udp", "tcp", "tls"])
 @pytest.mark.parametrize("ends", ["browser", "phone"])
 def test_a_browser_calls_a_phone(office: Callable[..., Office], transport: str, ends: str):
@@ -128,14 +139,7 @@ def test_a_browser_calls_a_phone(office: Callable[..., Office], transport: str, 
     assert len(headers(taken, "Via")) == 1
     first_hop = headers(taken, "Record-Route")[-1]
     assert ";transport=ws;" in first_hop
-    if ends == "browser":
-        browser.send(further("BYE", 2))
-        browser.receive_until(lambda message: message.startswith(b"SIP/2.0 200") and b"2 BYE" in message)
-    else:
-        phone.do("hangup")
-        bye = browser.receive_until(is_("BYE"))
-        browser.send(answer(bye, "200 OK"))
-    phone.wait("CALL_CLOSED")
+    hang_up(ends, phone, browser, further("BYE", 2))
     site.daemon.wait_status("dialogs", 0)
 
 
@@ -149,14 +153,7 @@ def test_a_phone_calls_a_browser(office: Callable[..., Office], transport: str, 
     invite, further = phone_calls(phone, browser)
     phone.wait("CALL_ESTABLISHED")
     assert invite.startswith(b"INVITE sip:alice@browser.invalid;transport=ws SIP/2.0\r\n")
-    if ends == "browser":
-        browser.send(further("BYE", 1))
-        browser.receive_until(lambda message: message.startswith(b"SIP/2.0 200") and b"1 BYE" in message)
-    else:
-        phone.do("hangup")
-        bye = browser.receive_until(is_("BYE"))
-        browser.send(answer(bye, "200 OK"))
-    phone.wait("CALL_CLOSED")
+    hang_up(ends, phone, browser, further("BYE", 1))
     site.daemon.wait_status("dialogs", 0)
 
 
@@ -185,14 +182,7 @@ def test_a_phone_with_outbound_and_a_gruu_as_contact(office: Callable[..., Offic
     taken, further = browser_calls(browser)
     assert "<sip:bob@example.test;gr=urn:uuid:" in header(taken, "Contact")
     phone.wait("CALL_ESTABLISHED")
-    if ends == "browser":
-        browser.send(further("BYE", 2))
-        browser.receive_until(lambda message: message.startswith(b"SIP/2.0 200") and b"2 BYE" in message)
-    else:
-        phone.do("hangup")
-        bye = browser.receive_until(is_("BYE"))
-        browser.send(answer(bye, "200 OK"))
-    phone.wait("CALL_CLOSED")
+    hang_up(ends, phone, browser, further("BYE", 2))
     assert phone.log.count("\nINVITE sip:bob-") == 1
     assert phone.log.count("\nACK sip:bob-") == 1
 
