@@ -26,7 +26,7 @@ FLOORS = {
         " sip/compose sip/location sip/dead_targets"
         " sip/dialogs sip/gruu sip/location_service sip/contacts"
         " sip/registration sip/accounts sip/registrar sip/heirs sip/settings sip/decisions sip/proxy"
-        " sip/tracking sip/contexts sip/calls sip/connections sip/probes sip/attempts sip/best_response"
+        " sip/tracking sip/contexts sip/call_lines sip/calls sip/connections sip/probes sip/attempts sip/best_response"
         " sip/subscriptions sip/forwarding sip/screening sip/services sip/identities sip/orphans sip/journal sip/edge"
         " turn/tokens turn/auth turn/settings turn/peers turn/effects turn/allocation turn/ports turn/framing"
         " turn/answers turn/bandwidth turn/connections turn/mobility turn/discovery turn/allocator turn/permissions"

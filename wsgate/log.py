@@ -40,21 +40,32 @@ class _DescriptorHandler(_StreamHandler):
 
 
 class LineRate:
-    """Bounds lines that strangers bring about: so many within so many seconds at `info`, the others at `debug`."""
+    """Bounds lines that strangers bring about: so many within so many seconds (monotonic)."""
 
-    __slots__ = ("_began", "_lines", "_said", "_seconds")
+    __slots__ = ("_began", "_left_out", "_lines", "_said", "_seconds")
 
     def __init__(self, lines: int, seconds: float) -> None:
         self._lines, self._seconds = lines, seconds
         self._began = float("-inf")
-        self._said = 0
+        self._said = self._left_out = 0
 
-    def level(self, now: float) -> int:
-        """The level of one more line."""
+    def allows(self, now: float) -> bool:
+        """True when one more line may be written; else it counts as left out."""
         if now - self._began >= self._seconds:
             self._began, self._said = now, 0
         self._said += 1
-        return logging.INFO if self._said <= self._lines else logging.DEBUG
+        allowed = self._said <= self._lines
+        self._left_out += not allowed
+        return allowed
+
+    def level(self, now: float) -> int:
+        """The level of one more line: `info` as long as it is allowed, then `debug`."""
+        return logging.INFO if self.allows(now) else logging.DEBUG
+
+    def take_left_out(self) -> int:
+        """How many were left out since this was last asked."""
+        left_out, self._left_out = self._left_out, 0
+        return left_out
 
 
 def start(level: str, target: str, descriptor: int | None = None) -> logging.Handler:

@@ -171,12 +171,13 @@ class Context:
 
     `server` is None for a request of our own, whose answers go nowhere. `dialogs` holds the keys of the dialogs that
     its answers began, True where a 2xx did, `hung_up` the To tags of those that we ended for a caller that is gone,
-    `timer_c` the time at which Timer C fires.
+    `timer_c` the time at which Timer C fires, `began` that of an INVITE's arrival.
     """
 
     __slots__ = (
         "answered",
         "arrival",
+        "began",
         "branches",
         "cancelled",
         "dialogs",
@@ -200,6 +201,7 @@ class Context:
         self.answered = False
         self.cancelled = False
         self.timer_c = 0.0
+        self.began = 0.0
 
 
 class Stray(NamedTuple):

@@ -19,6 +19,10 @@ Key = tuple[bytes, bytes, bytes]
 """Call-ID, the caller's tag (From of the first request), the callee's tag."""
 
 
+ENDED_ELSEWHERE = "another worker"
+"""`ended_by` of a dialog of which another worker tells."""
+
+
 class DialogState(enum.Enum):
     """RFC 3261 §12: before and after the first 2xx."""
 
@@ -61,7 +65,7 @@ class Dialog:
     It is `shared` where its client moved from one worker to another, and both hold it.
     """
 
-    __slots__ = ("callee", "caller", "key", "method", "shared", "state", "touched")
+    __slots__ = ("answered_at", "callee", "caller", "ended_by", "key", "method", "shared", "state", "touched")
 
     def __init__(self, key: Key, method: bytes, caller: Side, callee: Side, now: float) -> None:
         self.key = key
@@ -71,6 +75,10 @@ class Dialog:
         self.state = DialogState.EARLY
         self.touched = now
         self.shared = False
+        self.answered_at: float | None = None
+        """When the first 2xx passed; None before that, and where another process saw it."""
+        self.ended_by = ""
+        """Who ended it, in words."""
 
     def holds_flow(self, flow: bytes) -> bool:
         """True when one side sits on this flow, here or at another worker."""
@@ -98,6 +106,8 @@ class DialogTable:
         """Keys of dialogs that changed since somebody who keeps a journal set it to an empty set."""
         self.ended: Callable[[Key], None] | None = None
         """Is told the key of every dialog that is over."""
+        self.calls_over: list[Dialog] = []
+        """Answered calls that are over since somebody who tells of them emptied the list."""
         self.ended_here: list[Key] = []
         """Keys of shared dialogs that ended since somebody who tells the other workers emptied the list."""
 
@@ -155,6 +165,8 @@ class DialogTable:
         dialog = self._dialogs.pop(key, None)
         if dialog is not None:
             self._note(key)
+            if dialog.method == b"INVITE" and dialog.state is DialogState.CONFIRMED:
+                self.calls_over.append(dialog)
             if dialog.shared:
                 self.ended_here.append(key)
             for flow in {dialog.caller.flow, dialog.callee.flow} - {b""}:
@@ -225,6 +237,7 @@ class DialogTable:
         dialog = self._dialogs.get(key)
         if dialog is not None and dialog.shared:
             dialog.shared = False
+            dialog.ended_by = ENDED_ELSEWHERE
             self.end(key)
 
     def _note(self, key: Key) -> None:

@@ -19,6 +19,7 @@ from wsgate.identity import Admitted
 from wsgate.metrics import Counters
 from wsgate.registrations import Registration
 from wsgate.sip.attempts import Attempts
+from wsgate.sip.call_lines import CallLines
 from wsgate.sip.calls import Calls
 from wsgate.sip.compose import Leg, LoopDetection, for_loose_routing, shows_outbound
 from wsgate.sip.contexts import Branch, Connect, Context, Disconnect, Orphaned, Resolve, Retain, Stray, branch_to
@@ -123,6 +124,7 @@ class Edge:
         )
         self._services = Services(registrar, flows, directory, counters, siblings, hand_out)
         self._tracker = Tracker(self._dialogs, flows.tokens)
+        self._lines = CallLines(counters)
         self._subscriptions = Subscriptions(self._dialogs, self._tracker, counters)
         self._layer = TransactionLayer(transactions, counters)
         loops = LoopDetection(random_bytes)
@@ -155,6 +157,7 @@ class Edge:
             counters,
             self._services.turn_credentials,
             calls,
+            self._lines,
         )
         self._orphans = Orphans(
             settings, self._dialogs, directory, flows, self._proxy, self._forwarding, counters, siblings
@@ -407,7 +410,14 @@ class Edge:
                 queue.extend(self._orphans.answered(effect, now))
             elif isinstance(effect, Retain):
                 self._services.retain(effect, now)
+        if self._dialogs.calls_over:
+            self._tell_ends(now)
         return outside
+
+    def _tell_ends(self, now: float) -> None:
+        over, self._dialogs.calls_over = self._dialogs.calls_over, []
+        for dialog in over:
+            self._lines.ended(dialog, now)
 
     def _arrival(self, message: Message, hop: Hop) -> tuple[Arrival, Leg]:
         flow = self._flows.get(hop.connection) if hop.connection else None
@@ -465,6 +475,8 @@ class Edge:
             branches = malformed(error.reason)
         if isinstance(branches, Answer):
             self._counters.count("sip_acks_dropped")
+            if message.to_tag:
+                self._lines.lost_ack(message, branches, now)
             return ()
         self._tracker.request(message, now, may_change_target=False)
         return self._forwarding.stray(Stray(message, leg, branches[0]), now)
@@ -541,6 +553,7 @@ class Edge:
 
     def _answer(self, server: ServerTransaction, message: Message, answer: Answer, now: float) -> Iterable[object]:
         self._counters.count(f"sip_answers_{answer.status}")
+        self._lines.refused(message, answer, now)
         data = response_to(message, *answer[:2], to_tag=self._tag(), headers=answer.headers)
         return self._layer.respond(server, answer.status, data, now)
 

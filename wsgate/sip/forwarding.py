@@ -15,6 +15,7 @@ from wsgate.errors import ProtocolError
 from wsgate.metrics import Counters
 from wsgate.sip.attempts import Attempts
 from wsgate.sip.best_response import best, merge_challenges
+from wsgate.sip.call_lines import CallLines
 from wsgate.sip.calls import Calls
 from wsgate.sip.contexts import Branch, Context, Effect, Orphaned, Outcome, Retain, Stray
 from wsgate.sip.dead_targets import Place
@@ -52,8 +53,10 @@ class Forwarding:
         counters: Counters,
         turn_credentials: TurnCredentials,
         calls: Calls,
+        lines: CallLines,
     ) -> None:
         self._calls = calls
+        self._lines = lines
         self._settings = settings
         self._turn_credentials = turn_credentials
         self._layer = layer
@@ -77,6 +80,7 @@ class Forwarding:
         context.branches = branches
         if context.message.method == b"INVITE":
             context.number = next(self._numbers)
+            context.began = now
             context.timer_c = now + self._settings.timer_c
             self._invites[context.number] = context
             if context.arrival.flow is not None:
@@ -317,6 +321,8 @@ class Forwarding:
         if message.status == 503:
             self._refuse(context, 500, "Server Internal Error", "the next hop answered 503", now, effects)
             return
+        if message.status >= 300:
+            self._lines.failed(context, message.status, "the far end", now)
         key = None
         if not _only_passes(context, branch):
             caller = self.sender(context.arrival)
@@ -389,6 +395,7 @@ class Forwarding:
             self._refuse(context, 480, "Temporarily Unavailable", "the target cannot be reached", now, effects)
 
     def _refuse(self, context: Context, status: int, reason: str, text: str, now: float, effects: list[Effect]) -> None:
+        self._lines.failed(context, status, f"wsgate ({text})", now)
         headers = [warning(text)]
         if status == 503:
             headers.append((b"Retry-After", b"%d" % RETRY_AFTER_SECONDS))

@@ -34,6 +34,9 @@ CANCELLED = b'SIP;cause=480;text="The caller\'s browser is gone"'
 HUNG_UP = b'SIP;cause=480;text="The browser is gone"'
 """Reason headers that tell the other party why (RFC 3326)."""
 
+BROWSER_GONE = "wsgate: the browser is gone (reconnect_grace)"
+"""Who ended such a call, for the log."""
+
 NOBODY = Hop(Transport.UDP, Address("", 0))
 """Where our own requests come from."""
 
@@ -129,6 +132,8 @@ class Orphans:
         if ack is None or branch is None:
             return []
         effects = self._forwarding.stray(Stray(ack, _leg(), branch), now)
+        if not request.to_tag:
+            found.dialog.ended_by = BROWSER_GONE
         if not request.to_tag and response.to_tag not in orphaned.context.hung_up:
             orphaned.context.hung_up.add(response.to_tag)
             effects += self._bye(found, now)
@@ -143,6 +148,7 @@ class Orphans:
         lost = [side for side in (dialog.caller, dialog.callee) if side.flow and not self._is_heard(side)]
         if not lost or dialog.state is not DialogState.CONFIRMED:
             return []
+        dialog.ended_by = BROWSER_GONE
         if len(lost) == 2 or dialog.method != b"INVITE":
             self._dialogs.end(dialog.key)
             return []

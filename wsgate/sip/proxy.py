@@ -352,6 +352,8 @@ class Proxy:
     def _refused(self, uri: Uri) -> Answer:
         place = escaped(host_port(uri.host, uri.port), 100)
         text = f"{place} is no address of a configured backend and not in direct_targets"
+        if not is_numeric(uri.host):
+            text = f"{place} is no name in the DNS of a configured backend, and direct_targets takes addresses alone"
         return Answer(403, "Forbidden", (warning(text),))
 
     def way_to(self, side: Side, now: float) -> ToFlow | ToSibling | ToBackend | ToDirect | None:

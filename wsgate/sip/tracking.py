@@ -84,6 +84,8 @@ class Tracker:
         if dialog is None:
             return None
         if response.status >= 200:
+            if dialog.state is DialogState.EARLY:
+                dialog.answered_at = now
             dialog.state = DialogState.CONFIRMED
             dialog.callee.target = _contact(response) or dialog.callee.target
         self._dialogs.touch(dialog, now)
@@ -113,6 +115,8 @@ class Tracker:
             return
         found = self._dialogs.find(request.call_id, request.from_tag, request.to_tag)
         if found is not None and self._is_last(request, status, found.dialog):
+            by = "the caller" if found.sender is found.dialog.caller else "the callee"
+            found.dialog.ended_by = found.dialog.ended_by or by
             self._dialogs.end(found.dialog.key)
 
     def _is_last(self, request: Message, status: int, dialog: Dialog) -> bool:
