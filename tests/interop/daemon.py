@@ -7,6 +7,7 @@ import sys
 import textwrap
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,12 @@ class Daemon:
         turn: str = "enabled = off",
         workers: int = 1,
         log_level: str = "debug",
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.http, self.sip, self.sip_host = free_port(), free_port(sip_host, workers), sip_host
         self.workers = workers
+        self._environment = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(environment or {})}
         self.ini = directory / "wsgate.ini"
         head = HEAD.format(
             directory=directory,
@@ -84,7 +87,7 @@ class Daemon:
         self._process = Process(
             [sys.executable, "-m", "wsgate", "-c", self.ini],
             self.ini.parent / "wsgate.log",
-            env={"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+            env=self._environment,
         )
         before = self.log.count(READY)
         self._process.ready(lambda: self._healthy() and self.log.count(READY) >= before + self.workers, 20)

@@ -19,8 +19,8 @@ import gevent
 import psutil
 
 from tests.bench.sip_load import Backend
-from tests.interop.daemon import Daemon
-from tests.interop.process import free_port
+from tests.interop.daemon import ROOT, Daemon
+from tests.interop.process import free_port, wait_for
 from tests.interop.registration import EMBEDDED, write_users
 from tests.soak.browsers import ALLOCATION_SECONDS, FAR_DOMAIN, User, Wrong
 from tests.soak.strangers import Stranger
@@ -30,7 +30,8 @@ USERS = 20
 STRANGERS = 4
 MEMORY_ALLOWED_KIB = 4096
 """Growth of the worker's PSS from the end of the second round to that of the last."""
-DESCRIPTORS_ALLOWED = 2
+MORE_ALLOWED = 2
+"""The same of greenlets, descriptors and threads."""
 LINES_ALLOWED, LINES_PER_MINUTE_ALLOWED = 60, 60
 """Of the log: whatever strangers do, they write no book."""
 QUIET_SECONDS = 60.0
@@ -61,10 +62,15 @@ unauthenticated_rate = 1000000
 """
 
 
+INSIDE = Path(__file__).with_name("inside")
+"""What the daemon imports at its start, so that it tells what only it can know."""
+
+
 class Sample(NamedTuple):
     """The worker at rest."""
 
     pss_kib: int
+    greenlets: int
     descriptors: int
     threads: int
 
@@ -95,6 +101,7 @@ class Soak:
 
     def __init__(self, directory: Path) -> None:
         self.done: Counter[str] = Counter()
+        self._directory = directory
         self._began = time.monotonic()
         self.wrong: list[str] = []
         self.peaks: Counter[str] = Counter()
@@ -108,6 +115,7 @@ class Soak:
             sip_options="reconnect_grace = 1\norphan_grace = 1",
             turn=TURN.format(turn=turn, lifetime=ALLOCATION_SECONDS),
             log_level="info",
+            environment={"PYTHONPATH": f"{INSIDE}:{ROOT}", "WSGATE_SOAK_DIRECTORY": str(directory)},
         )
         (self._worker,) = psutil.Process(self.daemon.pid).children()
         places = self.daemon.address, (self.daemon.sip_host, self.daemon.sip), ("127.0.0.1", turn)
@@ -153,16 +161,23 @@ class Soak:
         if left:
             self.wrong.append(f"left behind after {QUIET_SECONDS:.0f} s: {left}")
         pss = self._worker.memory_full_info().pss // 1024
-        return Sample(pss, self._worker.num_fds(), self._worker.num_threads())
+        return Sample(pss, self._greenlets(), self._worker.num_fds(), self._worker.num_threads())
+
+    def _greenlets(self) -> int:
+        """How many are alive in the worker."""
+        file = self._directory / f"{self._worker.pid}.greenlets"
+        file.unlink(missing_ok=True)
+        self._worker.send_signal(signal.SIGUSR2)
+        return int(wait_for(lambda: file.exists() and file.read_text(), "the number of greenlets"))
 
     def judge(self, samples: list[Sample]) -> None:
         """What grew, what nobody managed to do, what the log complains of."""
         first, last = samples[min(1, len(samples) - 1)], samples[-1]
         if last.pss_kib - first.pss_kib > MEMORY_ALLOWED_KIB:
             self.wrong.append(f"memory grew from {first.pss_kib} to {last.pss_kib} KiB")
-        for name in ("descriptors", "threads"):
+        for name in ("greenlets", "descriptors", "threads"):
             before, after = getattr(first, name), getattr(last, name)
-            if after - before > DESCRIPTORS_ALLOWED:
+            if after - before > MORE_ALLOWED:
                 self.wrong.append(f"{name} grew from {before} to {after}")
         for what in ("registered", "calls", "messages", "relayed", "strangers"):
             if not self.done[what]:
