@@ -31,7 +31,7 @@ from wsgate.errors import ProtocolError
 from wsgate.sip.message import Message
 from wsgate.sip.screening import STRANGERS_REMEMBERED
 
-DIALOGS = 12
+DIALOGS = 6
 TRANSACTIONS = 24
 LIFETIME = 3600.0
 TOKEN = TOKENS.make(b"\0\0\0\0\0\0\0\2")
@@ -121,6 +121,8 @@ class Talk:
         chance = self.chance
         if chance.percent(80):
             data = data.replace(b"branch=z9hG4bK", b"branch=z9hG4bK%df" % self.number, 1)
+        if chance.percent(25):
+            data = data.replace(b"call-1@test", b"call-%d@test" % self.number)
         for _ in range(chance.pick((0, 1, 1, 1, 2, 3))):
             kind = chance.number(10)
             if kind < 5:

@@ -62,6 +62,7 @@ PIECES = [
     ),
 ]
 _BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
+_LENGTHS = re.compile(rb"\r\n(?:content-length|l)[ \t]*:[ \t]*([0-9]+)[ \t]*(?=\r\n[^ \t]|\r\n\Z)", re.IGNORECASE)
 _REQUIRED = {b"via", b"from", b"to", b"call-id", b"cseq"}
 
 
@@ -75,6 +76,8 @@ def framing(data: bytes) -> None:
                 message = Message.parse(event.data)
             except ProtocolError:
                 continue
+            lengths = {int(value) for value in _LENGTHS.findall(event.data.partition(HEAD_END)[0] + b"\r\n")}
+            require(len(lengths) <= 1, "a message that two readers frame in two ways", event.data)
             require("shorter" not in message.flaw, "a message cut short", event.data)
             require(message.flaw or message.data == event.data, "two readers, two messages", event.data)
 
@@ -167,6 +170,7 @@ _EDITS: dict[str, Callable[[Edit, bytes], None]] = {
     "insert_first": lambda edit, name: edit.insert_first(name, b"<sip:new>"),
     "remove": lambda edit, name: edit.remove(name),
     "drop_values": lambda edit, name: edit.drop_values(name, 1),
+    "drop_three": lambda edit, name: edit.drop_values(name, 3),
     "replace_first_value": lambda edit, name: edit.replace_first_value(name, b"new"),
     "replace_values": lambda edit, name: edit.replace_values(name, [(1, b"new")]),
     "replace": lambda edit, name: edit.replace(name, b"new"),
@@ -179,6 +183,7 @@ def _edited(had: list[bytes]) -> dict[str, list[bytes]]:
         "insert_first": [b"<sip:new>", *had],
         "remove": [],
         "drop_values": had[1:],
+        "drop_three": had[3:],
         "replace_first_value": [b"new", *had[1:]] if had else [],
         "replace_values": [had[0], b"new", *had[2:]] if had[1:] else had,
         "replace": [b"new"],
@@ -294,12 +299,24 @@ DESCRIPTION_PIECES = [
     b"\n--x\n",
 ]
 
+NEAR_TOKENS = [TOKEN[:-1] + bytes((TOKEN[-1] + step,)) for step in (-1, 1, 2)]
+"""Other spellings of the last bits, which base64 leaves unused."""
+LISTS = [
+    one.replace(b"\r\n", b"\r\nRoute: <sip:a>, <sip:b;lr>\r\nX: y\r\nRoute: <sip:c>\r\nRoute: <sip:d>,<sip:e>\r\n", 1)
+    for one in MESSAGES
+]
+TWO_LENGTHS = [one.replace(b"\r\n", b"\r\nl: 0\r\n", 1) for one in MESSAGES]
+
 TARGETS = [
     Target(
-        "sip-framing", framing, [one + MESSAGES[0] for one in MESSAGES] + [b"\r\n\r\n\r\n"], PIECES, test_inputs=150
+        "sip-framing",
+        framing,
+        [one + MESSAGES[0] for one in (*MESSAGES, *TWO_LENGTHS)] + [b"\r\n\r\n\r\n"],
+        PIECES,
+        test_inputs=150,
     ),
-    Target("sip-message", message, MESSAGES, PIECES, test_inputs=300),
-    Target("sip-values", values, HEADER_VALUES, PIECES, test_inputs=1500),
+    Target("sip-message", message, [*MESSAGES, *LISTS], PIECES, test_inputs=400),
+    Target("sip-values", values, [*NEAR_TOKENS, *HEADER_VALUES], PIECES, test_inputs=1500),
     Target("sdp", description, DESCRIPTIONS, DESCRIPTION_PIECES, prefix_bytes=1, test_inputs=300),
     Target("digest", digest, CREDENTIALS, [b"username=", b"alice", b"''", b"nc=00000002", b"qop=auth-int", b"NONCE"]),
 ]

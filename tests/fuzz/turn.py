@@ -259,7 +259,9 @@ class Session:
         chance = self.chance
         peer = stun.XOR_PEER_ADDRESS(chance.pick([*PEERS, *PEERS, *BAD_PEERS]))
         usual: dict[int, list[tuple[stun.Attribute[Any], Any]]] = {
-            Method.ALLOCATE: [stun.REQUESTED_TRANSPORT(chance.pick((17, 17, 17, 6, 1)))],
+            Method.ALLOCATE: [
+                stun.REQUESTED_TRANSPORT(chance.pick((6, 6, 6, 17, 1) if caller.is_stream else (17, 17, 17, 17, 6)))
+            ],
             Method.CREATE_PERMISSION: [peer],
             Method.CHANNEL_BIND: [stun.CHANNEL_NUMBER(chance.pick((0x4000, 0x4001, 0x4FFF, 0x5000))), peer],
             Method.CONNECT: [peer],
@@ -358,6 +360,7 @@ class Session:
         require(max(channels.values(), default=0) <= LIMITS["channels_per_allocation"], "too many channels")
         require(len(self.engine.connections) <= LIMITS["total_connections"], "too many connections (Q1)")
         held = server._connections
+        require(all(count <= LIMITS["connections_per_user"] for count in held._held.values()), "of one user (Q1)")
         require(
             len(held._deadlines) <= 2 * len(held) + DEADLINES_STALE_MAX, "deadlines of what is over", held._deadlines
         )
@@ -370,7 +373,8 @@ def server(data: bytes) -> None:
 
 CHANNEL_DATA = b"\x40\x00\x00\x05hello\0\0\0" + b"\x4f\xff\x00\x00"
 BIND = b"\x00\x0b\x00\x08" + COOKIE + bytes(12) + b"\x00\x2a\x00\x04\0\0\0\1"
-STREAMS = [MESSAGES[0] + CHANNEL_DATA, CHANNEL_DATA * 3 + MESSAGES[1], BIND + b"of the peer", *MESSAGES]
+LONG = [b"\x40\x00\x07\xd0" + bytes(2000) + CHANNEL_DATA, b"\x00\x01\x06\x40" + COOKIE + bytes(12 + 1600)]
+STREAMS = [MESSAGES[0] + CHANNEL_DATA, CHANNEL_DATA * 3 + MESSAGES[1], BIND + b"of the peer", *LONG, *MESSAGES]
 PIECES = [
     COOKIE,
     b"\x00\x01\x00\x00" + COOKIE,
@@ -383,5 +387,5 @@ PIECES = [
 TARGETS = [
     Target("stun", codec, MESSAGES, PIECES, test_inputs=800),
     Target("turn-frames", frames, STREAMS, PIECES, test_inputs=300),
-    Target("turn-server", server, test_inputs=12),
+    Target("turn-server", server, test_inputs=60),
 ]

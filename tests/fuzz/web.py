@@ -75,6 +75,7 @@ PIECES = [
 ]
 
 _WELL_FORMED_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+: ?[\t\x20-\x7e\x80-\xff]*")
+_ABOUT_CLIENT = re.compile(rb"x-forwarded-.*|forwarded|x-real-ip")
 
 
 class _Wire:
@@ -126,6 +127,8 @@ def request(data: bytes) -> None:
     except HeadError:
         return
     require(len(head.fields) <= MAX_FIELDS)
+    framings = [name.lower() for name, _ in head.fields if name.lower() in ("content-length", "transfer-encoding")]
+    require(len(framings) <= 1, "a request that two readers frame in two ways", head.fields)
     for trusted in (False, True):
         try:
             sent = passed_request(head, body, Client("203.0.113.5", "203.0.113.5", trusted, True), "default.example")
@@ -139,8 +142,11 @@ def request(data: bytes) -> None:
         names = [name for name, _ in fields]
         for name in (b"host", b"x-forwarded-for", b"x-forwarded-proto", b"x-real-ip", b"via", b"connection"):
             require(names.count(name) == 1, "not once", name, sent)
-        said = [value for name, value in fields if name.replace(b"_", b"-") in (b"x-forwarded-for", b"x-real-ip")]
+        about = [(name, value) for name, value in fields if _ABOUT_CLIENT.fullmatch(name.replace(b"_", b"-"))]
+        said = [value for name, value in about if name in (b"x-forwarded-for", b"x-real-ip")]
         require(trusted or said == [b"203.0.113.5"] * 2, "a stranger says who it is", sent)
+        require(trusted or len(about) == 4, "a stranger says who it is", sent)
+        require(all(b"_" not in name for name, _ in about), "what CGI takes for a field of ours", sent)
         again, _ = _read_request(sent)
         require(request_body(again)._replace(length=0) == body._replace(length=0), "we read it otherwise", sent)
         require(not upgrades(head) or body == NO_BODY, "an upgrade with a body")

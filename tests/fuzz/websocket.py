@@ -13,6 +13,13 @@ SETTINGS = WebSocketSettings(max_message_bytes=1024, max_fragments=4)
 MASK = b"\1\2\3\4"
 
 
+_LONG_FORMS = [
+    *((126, (5).to_bytes(2, "big")), (127, (5).to_bytes(8, "big"))),
+    *((127, (1 << 16).to_bytes(8, "big")), (127, b"\xff" * 8)),
+]
+"""Lengths that are not in their shortest form, and such as nobody may announce."""
+
+
 def _frames(mask: bytes) -> list[bytes]:
     def frame(opcode: Opcode, payload: bytes, final: bool = True) -> bytes:
         return serialize(opcode, payload, mask, final)
@@ -25,6 +32,8 @@ def _frames(mask: bytes) -> list[bytes]:
         frame(Opcode.CLOSE, close_body(1000, "bye")) + frame(Opcode.TEXT, b"late"),
         frame(Opcode.CLOSE, b"") + b"\0",
         frame(Opcode.BINARY, b"y" * 1024) + frame(Opcode.BINARY, b"y" * 1025),
+        frame(Opcode.TEXT, b"z" * 600, False) + frame(Opcode.CONTINUATION, b"z" * 600),
+        *(bytes((0x82, bool(mask) << 7 | size)) + length + mask + b"12345" for size, length in _LONG_FORMS),
     ]
 
 
