@@ -249,7 +249,6 @@ def test_a_client_that_leaves_answers_unread_is_cut_off(make_site: Callable[...,
     site = make_site()
     lazy = StreamPhone(site.connect())
     lazy.allocate()
-    lazy.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     binding = stun.encode(Method.BINDING, MessageClass.REQUEST, b"t" * 12, [])
 
     def cut() -> bool:
