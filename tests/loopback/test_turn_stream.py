@@ -348,3 +348,16 @@ def test_the_blocking_client_of_the_standard_library(make_site: Callable[..., Si
 
     answer = gevent.get_hub().threadpool.apply(ask)
     assert stun.parse(answer).method == Method.BINDING
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["TCP", "TLS"])
+def test_an_office_behind_one_address_gets_through(make_site: Callable[..., Site], tls: bool) -> None:
+    """Rule S4: over a stream nothing is lost by the bucket, which holds a fifth of these challenges."""
+    site = make_site(Switch.ON if tls else Switch.OFF, unauthenticated_rate=512)
+    phones = [StreamPhone(site.connect(tls)) for _ in range(20)]
+    for phone in phones:
+        phone.socket.settimeout(20)
+    done = gevent.joinall([gevent.spawn(phone.allocate) for phone in phones], timeout=20)
+    assert [one.exception for one in done] == [None] * 20
+    assert site.server.allocations == 20
+    assert site.server.counters.values["turn_unauthenticated_limited"] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -34,6 +35,12 @@ REASONS = {
 
 Field = tuple[Attribute[Any], Any]
 
+ANSWERS_WAITING_MAX = 64
+"""Answers without authentication to the streams of one source that wait for its bucket; more are dropped."""
+SOURCES_WAITING_MAX = 1024
+WAIT_SECONDS = 0.1
+"""How often the bucket is asked again for them."""
+
 
 class Request(NamedTuple):
     """A request on its way through the server; `accepted` once its sender is known."""
@@ -62,7 +69,11 @@ def mapped_address(client: Client) -> Field:
 
 
 class Answers:
-    """Writes answers. One to a request without authentication leaves only as the bucket of rule S4 allows."""
+    """Writes answers. One to a request without authentication leaves only as the bucket of rule S4 allows.
+
+    What the bucket withholds is dropped, as a client over UDP asks again. One on a stream does not (RFC 8489 §6.2.2):
+    its answer waits, so that an office behind one address gets through where only TLS does.
+    """
 
     def __init__(
         self, authenticator: Authenticator, rate: UnauthenticatedRate, software: str, counters: Counters
@@ -71,6 +82,32 @@ class Answers:
         self._rate = rate
         self._software = software
         self._counters = counters
+        self._waiting: dict[str, deque[Reply]] = {}
+        self._again_at = 0.0
+
+    def next_timer(self) -> float | None:
+        """When `handle_timer` is to be called, None for not at all."""
+        return self._again_at if self._waiting else None
+
+    def handle_timer(self, now: float) -> list[Effect]:
+        """Send what waited, as far as the buckets allow."""
+        if not self._waiting or now < self._again_at:
+            return []
+        self._again_at = now + WAIT_SECONDS
+        effects: list[Effect] = []
+        for source, waiting in list(self._waiting.items()):
+            while waiting and self._rate.take(waiting[0].client.address.host, len(waiting[0].data), now):
+                effects.append(waiting.popleft())
+            if not waiting:
+                del self._waiting[source]
+        return effects
+
+    def forget(self, client: Client) -> None:
+        """The stream of `client` is gone."""
+        source = self._rate.source_of(client.address.host)
+        waiting = deque(reply for reply in self._waiting.pop(source, ()) if reply.client != client)
+        if waiting:
+            self._waiting[source] = waiting
 
     def success(self, request: Request, fields: Iterable[Field] = ()) -> list[Effect]:
         """The success answer."""
@@ -126,6 +163,19 @@ class Answers:
             integrity=integrity,
             fingerprint=message.fingerprint,
         )
+        reply = Reply(request.client, data)
         if accepted is None and not self.take_unauthenticated(request.client.address.host, len(data), request.now):
+            if request.is_stream:
+                self._wait(reply, request.now)
             return []
-        return [Reply(request.client, data)]
+        return [reply]
+
+    def _wait(self, reply: Reply, now: float) -> None:
+        source = self._rate.source_of(reply.client.address.host)
+        if not self._waiting:
+            self._again_at = now + WAIT_SECONDS
+        elif source not in self._waiting and len(self._waiting) >= SOURCES_WAITING_MAX:
+            return
+        waiting = self._waiting.setdefault(source, deque())
+        if len(waiting) < ANSWERS_WAITING_MAX:
+            waiting.append(reply)

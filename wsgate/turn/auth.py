@@ -330,7 +330,7 @@ class UnauthenticatedRate:
 
         A full bucket allows any one answer, and owes what it lacked: a long realm must not lock everybody out.
         """
-        source = _prefix64(host) if ":" in host else host
+        source = self.source_of(host)
         tokens, since = self._buckets.pop(source, (float(self._rate), now))
         tokens = min(float(self._rate), tokens + (now - since) * self._rate)
         good = tokens >= min(size, self._rate)
@@ -338,6 +338,11 @@ class UnauthenticatedRate:
         if len(self._buckets) > self._sources_max:
             del self._buckets[next(iter(self._buckets))]
         return good
+
+    @staticmethod
+    def source_of(host: str) -> str:
+        """Whose bucket pays for `host`."""
+        return _prefix64(host) if ":" in host else host
 
     def __len__(self) -> int:
         return len(self._buckets)

@@ -206,19 +206,22 @@ class TurnServer:
 
     def client_closed(self, client: Client, now: float) -> list[Effect]:
         """The stream of `client` is gone: so is its allocation (rule L4)."""
+        self._answers.forget(client)
         return self._allocator.client_closed(client, now)
 
     def next_timer(self) -> float | None:
         """When `handle_timer` is to be called, None for not at all."""
-        allocations, connections = self._allocator.next_timer(), self._connections.next_timer()
-        if allocations is None or connections is None:
-            return allocations if connections is None else connections
-        return min(allocations, connections)
+        timers = (self._allocator.next_timer(), self._connections.next_timer(), self._answers.next_timer())
+        return min((at for at in timers if at is not None), default=None)
 
     def handle_timer(self, now: float) -> list[Effect]:
         """End what has expired: connections that wait, channels, permissions, reservations, allocations (rules C1, L4,
         P1, P2)."""
-        return [*self._connections.handle_timer(now), *self._allocator.handle_timer(now)]
+        return [
+            *self._connections.handle_timer(now),
+            *self._allocator.handle_timer(now),
+            *self._answers.handle_timer(now),
+        ]
 
     # Connections of TCP allocations (RFC 6062; rule C1): what the engine says of them
 
