@@ -165,9 +165,23 @@ def test_unknown_require_comes_before_authentication():
 
 
 @pytest.mark.parametrize(
+    "contact", [b"<mailto:alice@example.com>", b"<tel:+49123>", b"<https://example.com/>", b"tel:1"]
+)
+def test_a_contact_that_nothing_could_reach_is_403_with_all_of_its_request(contact: bytes):
+    """G2; RFC 3261 §10.2.1, §21.4.4: it is no malformed one, and nobody who calls is promised it."""
+    office = Office()
+    assert office.register(b"<sip:first@b>").status == 200
+    answer = office.register(b"<sip:second@b>", contact)
+    assert answer.status == 403
+    assert b"sip and sips Contacts alone" in header(answer, b"Warning")[0]
+    assert office.contacts() == [b"sip:first@b"]
+
+
+@pytest.mark.parametrize(
     "options",
     [
-        {"contacts": (b"<mailto:alice@example.com>",)},
+        {"contacts": (b"<alice@example.com>",)},
+        {"contacts": (b"<1tel:alice>",)},
         {"contacts": (b'"unclosed <sip:a@b>',)},
         {"contacts": (b"<sip:a@b", b"<sip:c@d>")},
         {"contacts": (b"<sip:" + b"a" * 3000 + b"@b>",)},

@@ -25,11 +25,16 @@ _REGISTRARS_OWN = re.compile(
     re.I | re.S,
 )
 """Parameters that the answer gives anew; a client may echo those of an older one."""
+_SCHEME = re.compile(rb"[a-z][a-z0-9+.-]*\Z")
 _Q = re.compile(rb"0(?:\.[0-9]{0,3})?\Z|1(?:\.0{0,3})?\Z")
 
 
 class OutOfOrder(ProtocolError):
     """A later REGISTER of the same Call-ID came before this one (RFC 3261 §10.3 steps 6 and 7)."""
+
+
+class Unreachable(ProtocolError):
+    """A Contact that may well be registered (RFC 3261 §10.2.1), but that no request of ours could ever reach."""
 
 
 class ContactRequest(NamedTuple):
@@ -48,13 +53,16 @@ class ContactRequest(NamedTuple):
 
 
 def parse_contact(value: bytes, outbound: bool, default_seconds: int) -> ContactRequest:
-    """One Contact value; `outbound`: the client supports it (RFC 5626 §6). Raises ProtocolError."""
+    """One Contact value; `outbound`: the client supports it (RFC 5626 §6). Raises ProtocolError, Unreachable."""
     if len(value) > MAX_CONTACT_BYTES:
         raise ProtocolError("Contact too long")
     name = parse_name_addr(value)
     try:
         parsed = name.parsed_uri()
     except ProtocolError:
+        scheme = name.uri.partition(b":")[0].lower()
+        if _SCHEME.match(scheme) and scheme not in (b"sip", b"sips"):
+            raise Unreachable("only sip Contacts can be reached") from None
         raise ProtocolError("Contact is not a sip URI") from None
     given = name.parameters
     seconds = parse_seconds(given[b"expires"]) if b"expires" in given else default_seconds

@@ -19,6 +19,7 @@ from wsgate.sip.contacts import (
     BindingChange,
     ContactRequest,
     OutOfOrder,
+    Unreachable,
     check_sequence,
     contact_value,
     parse_contact,
@@ -125,6 +126,11 @@ class Registrar:
             answer = RegistrarAnswer(
                 500, phrase(error.reason), (warning("this CSeq does not rise within its Call-ID"),)
             )
+        except Unreachable as error:
+            # Nothing is wrong with it (RFC 3261 §10.2.1), so it is no 400; but a binding of it would be a promise to
+            # callers that nobody keeps.
+            text = "wsgate calls sip and sips Contacts alone, no tel, mailto or other URI"
+            answer = RegistrarAnswer(403, phrase(error.reason), (warning(text),))
         except ProtocolError as error:
             answer = RegistrarAnswer(400, phrase(error.reason), (warning(error.reason),))
         self._counters.count("registrar_accepted" if answer.status == 200 else "registrar_refused")
