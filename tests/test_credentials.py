@@ -84,6 +84,41 @@ def test_names_that_no_line_can_hold_are_refused(user, realm, password):
         hashes_of(user, realm, password)
 
 
+def test_names_and_passwords_are_written_as_clients_hash_them(tmp_path):
+    """RFC 7616 §4, RFC 8265 §4.2: composed, whatever the keyboard or a file gave."""
+    path = str(tmp_path / "users")
+    assert add_user(path, "jose\u0301", "example.com", "pa\u0308ss wo\u0308rd")
+    text = (tmp_path / "users").read_text(encoding="utf-8")
+    assert (
+        text
+        == format_line("jos\u00e9", "example.com", hashes_of("jos\u00e9", "example.com", "p\u00e4ss w\u00f6rd")) + "\n"
+    )
+    assert not add_user(path, "jos\u00e9", "example.com", "x"), "the same user"
+    delete_user(path, "jose\u0301", "example.com")
+    assert list_users(path) == []
+    (tmp_path / "users").write_text(format_line("jose\u0301", "example.com", Hashes(MD5)) + "\n", encoding="utf-8")
+    delete_user(path, "jose\u0301", "example.com")
+    assert list_users(path) == [], "one that was written by hand"
+
+
+@pytest.mark.parametrize(
+    ("password", "says"),
+    [
+        ("a\u00a0b", "a space that is not the ASCII one"),
+        ("a\u3000b", "a space that is not the ASCII one"),
+        ("a\tb", "a control character"),
+        ("a\u2028b", "line end"),
+        ("a\udc80b", "a control character"),
+    ],
+)
+def test_a_password_that_clients_do_not_write_alike_is_refused(tmp_path, password: str, says: str):
+    """RFC 8265 §4.2 maps such a space, RFC 7616 does not; nothing of the password is shown."""
+    with pytest.raises(CredentialsError, match=says) as refused:
+        add_user(str(tmp_path / "users"), "alice", "example.com", password)
+    assert password not in str(refused.value)
+    assert not (tmp_path / "users").exists()
+
+
 names = st.text(
     st.characters(exclude_characters=":", exclude_categories=("Cc", "Cs", "Zs", "Zl", "Zp", "Cf", "Cn", "Co")),
     min_size=1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -108,6 +109,20 @@ def hashes_of(user: str, realm: str, password: str) -> Hashes:
         raise CredentialsError("the password is empty")
     secret = f"{user}:{realm}:{password}".encode()
     return Hashes(hashlib.md5(secret, usedforsecurity=False).hexdigest(), hashlib.sha256(secret).hexdigest())
+
+
+def prepared(user: str, password: str) -> tuple[str, str]:
+    """A new user's name and password as clients hash them: in NFC (RFC 7616 §4, RFC 8265 §4.2).
+
+    What clients would not agree on is refused: RFC 8265 turns a space that is not ASCII into one that is, RFC 7616 does
+    not, and it forbids control characters. Raises CredentialsError.
+    """
+    for character in password:
+        category = unicodedata.category(character)
+        if category in ("Cc", "Cs", "Zl", "Zp") or (category == "Zs" and character != " "):
+            kind = "a space that is not the ASCII one" if category == "Zs" else "a control character or line end"
+            raise CredentialsError(f"the password holds {kind}, which clients do not write alike")
+    return unicodedata.normalize("NFC", user), unicodedata.normalize("NFC", password)
 
 
 def format_line(user: str, realm: str, hashes: Hashes) -> str:

@@ -8,14 +8,15 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 
-from wsgate.credentials import CredentialsError, hashes_of, parse_users, with_user, without_user
+from wsgate.credentials import CredentialsError, hashes_of, parse_users, prepared, with_user, without_user
 
 
 def add_user(path: str, user: str, realm: str, password: str) -> bool:
-    """Write both hashes of `user`; the file is made when missing. True when new, False when replaced.
+    """Write both hashes of `user`, prepared; the file is made when missing. True when new, False when replaced.
 
     Raises CredentialsError (a name or the file is wrong) and OSError.
     """
+    user, password = prepared(user, password)
     hashes = hashes_of(user, realm, password)
     known = False
 
@@ -30,7 +31,13 @@ def add_user(path: str, user: str, realm: str, password: str) -> bool:
 
 def delete_user(path: str, user: str, realm: str) -> None:
     """Take `user` out. Raises CredentialsError when there is no such user, and OSError."""
-    _rewrite(path, lambda text: without_user(text, user, realm))
+    prepared_user, _ = prepared(user, "")
+
+    def edit(text: str) -> str:
+        # A line that was written by hand may hold the name as it was given.
+        return without_user(text, user if (user, realm) in parse_users(text) else prepared_user, realm)
+
+    _rewrite(path, edit)
 
 
 def list_users(path: str) -> list[tuple[str, str, bool]]:

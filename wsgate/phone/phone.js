@@ -114,9 +114,9 @@ function showTones() {
 function signIn() {
   hideMessage();
   audioContext(); // within the click, so that an incoming call may ring
-  let [user, domain] = [$("user").value.trim(), $("domain").value.trim()];
+  let [user, domain] = [$("user").value.trim().normalize("NFC"), $("domain").value.trim()];
   if (user.includes("@")) [user, domain] = user.replace(/^sip:/i, "").split("@");
-  const password = $("password").value;
+  const password = $("password").value.normalize("NFC"); // as `wsgate user add` hashes it
   signOut();
   try {
     const address = serverAddress(server);
