@@ -113,11 +113,13 @@ class DatagramSocket:
 
     def _drain(self, buffer: bytearray, view: memoryview) -> bool:
         """Read what is there; True when there may be more."""
-        for _ in range(DATAGRAMS_PER_TURN):
+        for turn in range(DATAGRAMS_PER_TURN):
             try:
                 size, source = self._plain.recvfrom_into(buffer)
             except BlockingIOError:
-                self._take_errors()
+                if not turn:
+                    # Woken for nothing: an error waits, which would wake us again and again.
+                    self._take_errors()
                 return False
             except OSError:
                 self._take_errors()

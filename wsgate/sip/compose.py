@@ -125,9 +125,11 @@ def for_loose_routing(message: Message, is_own_route: Callable[[Uri], bool]) -> 
 
 def shows_outbound(message: Message) -> bool:
     """True when a REGISTER has a Contact with instance and reg-id (RFC 5626 §4.2.1, rule C5)."""
-    return any(
-        b"reg-id" in value and b"+sip.instance" in value for value in map(bytes.lower, message.lines(b"contact"))
-    )
+    for line in message.found(b"contact"):
+        value = line[2].lower()
+        if b"reg-id" in value and b"+sip.instance" in value:
+            return True
+    return False
 
 
 def max_forwards(message: Message) -> int | None:

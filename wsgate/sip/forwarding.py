@@ -362,7 +362,7 @@ class Forwarding:
 
     def _restore_contacts(self, edit: Edit, flow: Flow, request: Message, response: Message) -> None:
         """Rules R5, C6: the browser finds its own Contact in the 2xx, in its own spelling; others get theirs back."""
-        if not any(HANDLE_PARAMETER in line.lower() for line in response.lines(b"contact")):
+        if not any(HANDLE_PARAMETER in line[2].lower() for line in response.found(b"contact")):
             return
         try:
             aor = parse_uri(request.to_uri).address_of_record

@@ -113,11 +113,12 @@ class Proxy:
             if message.flaw == TOO_LARGE:
                 return Answer(513, "Message Too Large", (warning("larger than a message on a stream may be"),))
             return malformed(message.flaw)
-        scheme = message.uri.partition(b":")[0].lower()
-        if not _SCHEME.match(scheme):
-            return malformed("the Request-URI is no URI")
-        if scheme not in (b"sip", b"sips"):
-            return Answer(416, "Unsupported URI Scheme", (warning("only sip: and sips: are routed here"),))
+        if message.uri[:4] != b"sip:":
+            scheme = message.uri.partition(b":")[0].lower()
+            if not _SCHEME.match(scheme):
+                return malformed("the Request-URI is no URI")
+            if scheme not in (b"sip", b"sips"):
+                return Answer(416, "Unsupported URI Scheme", (warning("only sip: and sips: are routed here"),))
         if message.request_uri.headers is not None:
             return malformed("headers in the Request-URI")
         try:

@@ -9,7 +9,7 @@ from wsgate.sip.transaction_effects import Transaction
 from wsgate.sip.transaction_tables import Event, State
 
 STALE_TIMERS_ALLOWED = 1000
-"""Timers of ended transactions that the queue of one length may hold, besides two for each live one."""
+"""Timers of ended transactions that the queues may hold, besides eight for each live one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +31,13 @@ class Timers:
     is no longer in `live` is passed over, one that its state no longer waits for has no row in the table.
     """
 
-    __slots__ = ("_delays", "_live", "_queues", "_settings")
+    __slots__ = ("_delays", "_live", "_queues", "_settings", "_until_sweep")
 
     def __init__(self, settings: TransactionSettings, live: dict[int, Transaction]) -> None:
         self._settings = settings
         self._live = live
         self._queues: dict[float, deque[tuple[float, int, Event]]] = {}
+        self._until_sweep = STALE_TIMERS_ALLOWED
         self._delays = _delays(settings)
 
     def __len__(self) -> int:
@@ -54,10 +55,18 @@ class Timers:
         queue = self._queues.get(delay)
         if queue is None:
             queue = self._queues[delay] = deque()
-        elif len(queue) > 2 * len(self._live) + STALE_TIMERS_ALLOWED:
-            queue = self._queues[delay] = deque(entry for entry in queue if entry[1] in self._live)
         queue.append((now + delay, transaction.number, timer))
+        self._until_sweep -= 1
+        if not self._until_sweep:
+            self._sweep()
         return True
+
+    def _sweep(self) -> None:
+        """Take out what ended transactions left."""
+        live = self._live
+        for delay, queue in self._queues.items():
+            self._queues[delay] = deque(entry for entry in queue if entry[1] in live)
+        self._until_sweep = 8 * len(live) + STALE_TIMERS_ALLOWED
 
     def next(self) -> float | None:
         """When the earliest timer fires, None for never."""
