@@ -36,8 +36,8 @@ FLOORS = {
         "net/clock net/tls net/readers net/stream net/datagram net/forwarded net/request_head"
         " net/tunnel net/fallback net/upgrade net/port net/listener"
         " net/nameserver net/resolver net/keep_alive net/backend_codec net/backend_stream net/backend"
-        " net/metering net/turn_side net/turn_connections net/packet_loop net/relay_sockets net/relay"
-        " net/turn_stream net/dtls_records net/dtls net/mesh"
+        " net/metering net/turn_side net/turn_listening net/turn_connections net/packet_loop net/relay_sockets"
+        " net/relay net/turn_stream net/dtls_records net/dtls net/mesh"
     ),
     "assembly": (
         "config cross_checks ini crew web statefile signalling media turn_offer store named_files parts gateway"

@@ -15,23 +15,16 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from gevent import get_hub
 
 from wsgate.addr import Address, canonical_host
-from wsgate.log import logger
 from wsgate.metrics import Counters
 from wsgate.net.clock import LoopTimer
+from wsgate.net.turn_listening import EXHAUSTED, KERNEL_BUFFER_BYTES, Listening, bound
 from wsgate.net.turn_side import Side
 from wsgate.turn.bandwidth import Bucket
 from wsgate.turn.effects import Client, CloseConnection, Effect, JoinConnection, OpenConnection, PassStream
 from wsgate.turn.server import TurnServer
 
-BACKLOG = 16
-"""Connections of peers to one relayed address that wait for the next turn of the loop."""
-ACCEPTS_PER_TURN = 16
-ACCEPT_PAUSE_SECONDS = 1.0
-"""A relayed address takes no connections for so long when there are no descriptors left (rule Q1)."""
 READ_BYTES = 65536
 """What may wait for one side of a connection."""
-KERNEL_BUFFER_BYTES = 262144
-"""What the kernel may hold of each direction of a socket; by itself it would take megabytes."""
 HALF_CLOSED_SECONDS = 30.0
 """When one side has ended, the other may go on as long as no such time passes without a byte."""
 
@@ -40,8 +33,7 @@ BANDWIDTH_CHUNK_BYTES = 4096
 BANDWIDTH_WAIT_MAX = 1.0
 """Seconds after which it looks again at any rate."""
 
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-_READ, _WRITE = 1, 2
+_WRITE = 2
 
 
 class Taken(NamedTuple):
@@ -92,7 +84,7 @@ class TurnConnections:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.read_view = memoryview(bytearray(READ_BYTES))
-        self._listening: dict[Address, _Listening] = {}
+        self._listening: dict[Address, Listening] = {}
         self._peers: dict[int, _Peer] = {}
         self._waiting: list[tuple[float, int, Callable[[], None]]] = []
         self._serial = 0
@@ -106,10 +98,10 @@ class TurnConnections:
 
     def listen(self, relays: Iterable[Address]) -> None:
         """Take the connections of peers at these relayed addresses, all or none. Raises OSError."""
-        opened: dict[Address, _Listening] = {}
+        opened: dict[Address, Listening] = {}
         try:
             for relay in relays:
-                opened[relay] = _Listening(self, relay)
+                opened[relay] = Listening(relay, self.accepted)
         except OSError:
             for listening in opened.values():
                 listening.close()
@@ -130,9 +122,9 @@ class TurnConnections:
     def open(self, effect: OpenConnection) -> list[Effect]:
         """Begin to connect from the relayed address; the server hears of the end of it."""
         try:
-            sock = _bound(effect.relay, shared=True)
+            sock = bound(effect.relay, shared=True)
         except OSError as problem:
-            exhausted = problem.errno in _EXHAUSTED
+            exhausted = problem.errno in EXHAUSTED
             return self.engine.server.connect_failed(effect.connection, self.engine.now(), exhausted=exhausted)
         error = sock.connect_ex(self.engine.inside(effect.peer))
         if error not in (0, errno.EINPROGRESS):
@@ -229,50 +221,6 @@ class TurnConnections:
         while self._waiting and self._waiting[0][0] <= at:
             heapq.heappop(self._waiting)[2]()
         self._timer.arm(self._waiting[0][0] if self._waiting else None)
-
-
-class _Listening:
-    """A relayed transport address of TCP."""
-
-    def __init__(self, owner: TurnConnections, relay: Address) -> None:
-        self.client: Client | None = None
-        self._owner = owner
-        self._socket = _bound(relay, shared=False)
-        try:
-            self._socket.listen(BACKLOG)
-            # Shared only now: what else has the port was noticed.
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        except OSError:
-            self._socket.close()
-            raise
-        loop = get_hub().loop
-        self._watcher: Any = loop.io(self._socket.fileno(), _READ)
-        self._pause: Any = loop.timer(ACCEPT_PAUSE_SECONDS)
-        self._watcher.start(self._readable)
-
-    def close(self) -> None:
-        for watcher in (self._watcher, self._pause):
-            watcher.stop()
-            watcher.close()
-        self._socket.close()
-
-    def _readable(self) -> None:
-        """Runs in the hub."""
-        for _ in range(ACCEPTS_PER_TURN):
-            if self._socket.fileno() < 0:
-                return
-            try:
-                sock, source = self._socket.accept()
-            except BlockingIOError:
-                return
-            except OSError as problem:
-                if problem.errno in _EXHAUSTED:
-                    logger.warning("turn: a peer cannot connect: %s", problem.strerror)
-                    self._watcher.stop()
-                    self._pause.start(self._watcher.start, self._readable)
-                return
-            sock.setblocking(False)
-            self._owner.accepted(sock, source, self.client)
 
 
 class _Peer:
@@ -384,24 +332,3 @@ class _Peer:
             self._watcher.stop()
             self._watcher.close()
             self._watcher = None
-
-
-def _bound(relay: Address, *, shared: bool) -> socket.socket:
-    """A TCP socket at a relayed address. Raises OSError.
-
-    One that connects shares the port with the one that listens there (RFC 6062 §5.2).
-    """
-    family = socket.AF_INET6 if ":" in relay.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
-        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-            sock.setsockopt(socket.SOL_SOCKET, option, KERNEL_BUFFER_BYTES)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind(relay)
-    except OSError:
-        sock.close()
-        raise
-    return sock
