@@ -31,11 +31,12 @@ def add_user(path: str, user: str, realm: str, password: str) -> bool:
 
 def delete_user(path: str, user: str, realm: str) -> None:
     """Take `user` out. Raises CredentialsError when there is no such user, and OSError."""
-    prepared_user, _ = prepared(user, "")
 
     def edit(text: str) -> str:
-        # A line that was written by hand may hold the name as it was given.
-        return without_user(text, user if (user, realm) in parse_users(text) else prepared_user, realm)
+        try:
+            return without_user(text, prepared(user, "")[0], realm)
+        except CredentialsError:
+            return without_user(text, user, realm)  # a line that was written by hand may hold the name as given
 
     _rewrite(path, edit)
 
