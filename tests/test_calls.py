@@ -338,6 +338,26 @@ def test_an_offer_opens_for_the_callee_before_there_is_a_dialog() -> None:
     assert world.peers.take_narrowed() == set()
 
 
+def test_every_dialog_of_one_branch_holds_the_offer() -> None:
+    """P6; RFC 3261 §13.2.2.4: forks behind one flow answer 200 each; the end of one takes nothing from the other."""
+    world = Two()
+    world.call()
+    arrived = world.ring(world.bob)
+    for tag in ("b1", "b2"):
+        world.answers(world.bob, arrived, 200, sdp(BOB_HOST), tag)
+    assert (world.open("alice"), world.open("bob")) == ({BOB_HOST}, {ALICE_HOST})
+    ok = world.take(world.alice)[-1]
+    for tag, left in (("b1", ({BOB_HOST}, {ALICE_HOST})), ("b2", (set(), set()))):
+        route = f"Route: {routes_of(ok, is_caller=True)}"
+        to = f"<sip:bob@example.com>;tag={tag}"
+        world.from_browser(
+            world.alice, request("BYE", "sip:bob-41000@abc.invalid;transport=ws", route, to=to, cseq="2")
+        )
+        world.from_browser(world.bob, response(world.ring(world.bob), 200, "OK"))
+        world.answers(world.bob, arrived, 200, sdp(BOB_HOST), tag)
+        assert (world.open("alice"), world.open("bob")) == left
+
+
 @pytest.mark.parametrize("status", [486, 603])
 def test_an_offer_that_is_declined_is_over(status: int) -> None:
     world = Two()

@@ -169,12 +169,30 @@ class Calls:
         """A 2xx of this branch: what its request offered holds in that dialog."""
         offer = self._offers.get(branch)
         if offer is None:
+            self._accepted_again(branch, key)
             return
         for shown in self._of(key, offer.clients):
             # What an UPDATE brought before the 2xx is newer than the INVITE (RFC 3311 §5.1).
             if offer.place is not branch or shown.accepted is None:
                 shown.accept(offer.session)
         self._settle(key)
+
+    def _accepted_again(self, branch: Branch, key: Key) -> None:
+        """A further 2xx of a branch that is over: another fork behind its flow took the offer (RFC 3261 §13.2.2.4).
+
+        A 2xx that comes again finds its dialog known, and changes nothing.
+        """
+        request = branch.context.message
+        if branch.flow is None or request.to_tag or request.method != b"INVITE":
+            return
+        clients = self._receivers(branch.flow, branch, request) - self._senders(branch.context.arrival.flow, request)
+        known = self._shown.get(key, {})
+        if clients <= known.keys():
+            return
+        session = _content(request).session
+        if session is not None:
+            for shown in self._of(key, clients - known.keys()):
+                shown.accept(session)
 
     def _forget(self, place: Key | Branch) -> None:
         """The call is over, and so is all that it allowed."""
