@@ -10,7 +10,11 @@ from wsgate.directory import Directory
 from wsgate.identity import Admitted
 from wsgate.media import Media
 from wsgate.net.clock import now
+from wsgate.turn.settings import PeerPolicy
 from wsgate.ws.handshake import Refusal
+
+REGISTRATIONS_OFFERED = 4
+"""Registrations of one user whose credentials /turn hands out together; browsers warn of more servers than that."""
 
 Judge = Callable[[tuple[tuple[str, str], ...], str], Admitted | Refusal]
 """(header fields, query) of an HTTP request -> who it is."""
@@ -62,9 +66,20 @@ class TurnOffer:
             for registration in self._directory.registrations_for(aor)
             if registration.expires_at > now()
         ]
-        credentials = media.hand_out(max(found, key=lambda one: one.expires_at).id) if found else None
-        if credentials is None:
+        found.sort(key=lambda one: one.expires_at, reverse=True)
+        given = [credentials for one in found[: self._entries] if (credentials := media.hand_out(one.id)) is not None]
+        if not given:
             return Refusal("403 Forbidden", "nobody is registered with this identity")
         urls = list(self.uris(asked_for))
-        server = {"urls": urls, "username": credentials.username, "credential": credentials.password}
-        return {"iceServers": [server], "ttl": credentials.ttl}
+        servers = [{"urls": urls, "username": one.username, "credential": one.password} for one in given]
+        return {"iceServers": servers, "ttl": min(one.ttl for one in given)}
+
+    @property
+    def _entries(self) -> int:
+        """For how many registrations /turn hands out credentials, the one that lasts longest first.
+
+        With peer_policy = call those of another tab or device of the same user reach nobody of this one's calls (P6),
+        and a request does not say which it is of. A browser asks all its servers and goes by the one that relays.
+        """
+        turn = self.configuration.turn
+        return REGISTRATIONS_OFFERED if turn is not None and turn.peer_policy is PeerPolicy.CALL else 1

@@ -51,20 +51,20 @@ allow_peers = 127.0.0.0/8
 class Site:
     """The daemon, the SIP server behind it, and a browser that has shown a token."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, turn: str = "") -> None:
         public = SIGNER.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         (directory / "keys.pem").write_bytes(public)
         self.server, self.turn_port = UdpPeer(), free_port()
-        turn = TURN.format(realm=REALM, port=self.turn_port)
+        turn = TURN.format(realm=REALM, port=self.turn_port) + turn
         self.daemon = Daemon(directory, TEXT.format(port=self.server.port), turn=turn)
         self.browser = self.connect()
 
     def connect(self) -> RawWebSocket:
         return RawWebSocket(self.daemon.address, headers=(("Authorization", f"Bearer {token()}"),))
 
-    def register(self, cseq: int, expires: int = 600) -> bytes:
+    def register(self, cseq: int, expires: int = 600, client: str = "a") -> bytes:
         """REGISTER as alice and let the SIP server say yes, with a header that is not its to write; the 200."""
-        contact = "<sip:alice@a.invalid;transport=ws>"
+        contact = f"<sip:alice@{client}.invalid;transport=ws>"
         self.browser.send(
             sip(
                 "REGISTER sip:example.test SIP/2.0",
@@ -171,6 +171,24 @@ def test_credentials_come_with_the_registration_and_end_with_it(site: Site) -> N
     assert status(phone.ask(Method.REFRESH, stun.LIFETIME(600))) == 401
     for sock in (phone.socket, peer):
         sock.close()
+
+
+@pytest.mark.parametrize(("policy", "clients"), [("call", "ba"), ("any", "b")])
+def test_turn_speaks_for_each_client_of_a_user_where_calls_decide(tmp_path: Path, policy: str, clients: str) -> None:
+    """A5, P6: with `call` those of one tab reach nobody in a call of the other, and /turn cannot tell them apart."""
+    site = Site(tmp_path, f"peer_policy = {policy}\n")
+    try:
+        names = {
+            client: credentials_in(site.register(number, 500 + 50 * number, client))
+            for number, client in [(1, "a"), (2, "b")]
+        }
+        code, configuration, _ = site.ask_for_credentials(("Authorization", f"Bearer {token()}"))
+        assert code == 200
+        ids = [server["username"].partition(":")[2] for server in configuration["iceServers"]]
+        assert ids == [names[client]["username"].partition(":")[2] for client in clients]
+        assert 0 < configuration["ttl"] <= 3600
+    finally:
+        site.close()
 
 
 def test_turn_is_refused_to_strangers_and_other_origins(site: Site) -> None:
