@@ -31,7 +31,7 @@ from wsgate.errors import ProtocolError
 from wsgate.sip.message import Message
 from wsgate.sip.screening import STRANGERS_REMEMBERED
 
-DIALOGS = 6
+DIALOGS = 3
 TRANSACTIONS = 24
 LIFETIME = 3600.0
 TOKEN = TOKENS.make(b"\0\0\0\0\0\0\0\2")
@@ -53,7 +53,7 @@ LINES = [
     *(b"Flow-Timer: x", b"RSeq: x", b'Reason: "', b" folded", b"\t", b"X\r: y", b"Session-Expires: 1", b"Identity: x"),
     *(b"Content-Type: application/sdp", b"Expires: 4294967296", b"Min-Expires: 1", b"Replaces: a;to-tag=b;from-tag=c"),
 ]
-STATUSES = (100, 180, 183, 200, 200, 202, 302, 401, 407, 408, 481, 486, 500, 503, 603)
+STATUSES = (100, 180, 183, 200, 200, 200, 200, 202, 302, 401, 407, 408, 481, 486, 500, 503, 603)
 _BRANCH = re.compile(rb"branch=([^;,\s]+)")
 _BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 
@@ -121,9 +121,9 @@ class Talk:
         chance = self.chance
         if chance.percent(80):
             data = data.replace(b"branch=z9hG4bK", b"branch=z9hG4bK%df" % self.number, 1)
-        if chance.percent(25):
+        if chance.percent(40):
             data = data.replace(b"call-1@test", b"call-%d@test" % self.number)
-        for _ in range(chance.pick((0, 1, 1, 1, 2, 3))):
+        for _ in range(chance.pick((0, 0, 0, 1, 1, 1, 2, 3))):
             kind = chance.number(10)
             if kind < 5:
                 data = self._spoiled_line(data)
@@ -153,7 +153,7 @@ class Talk:
         world, chance = self.world, self.chance
         while not chance.is_over:
             data = self.spoiled(chance.pick(self.said))
-            way = chance.number(14)
+            way = chance.number(18)
             if way < 6:
                 flow = chance.pick(self.flows)
                 world.from_browser(flow, data)

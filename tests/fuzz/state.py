@@ -198,7 +198,7 @@ def upgrade(data: bytes) -> None:
 
 
 GRUUS = TemporaryGruus(KEYS, bytes)
-GRUU = GRUUS.make(b"alice@example.com", b"<urn:1>", b"call").partition(b":")[2].partition(b"@")[0]
+GRUU = GRUUS.make(b"alice1@example.com", b"<urn:1>", b"call").partition(b":")[2].partition(b"@")[0]
 NEAR_GRUUS = [GRUU[:-1] + bytes((GRUU[-1] + step,)) for step in (-3, -2, -1, 1, 2, 3)]
 """Other spellings of the last bits, which base64 leaves unused."""
 NONCE = bytes(12)

@@ -99,7 +99,11 @@ def _frames(pieces: list[bytes]) -> tuple[list[bytes], bytes, bool]:
     return found, reader.take(), False
 
 
-PEERS = [Address("8.8.8.8", 4000), Address("8.8.8.8", 4001), Address("9.9.9.9", 1), Address("2001:4860::8", 53)]
+PEERS = [
+    *(Address("8.8.8.8", 4000 + number) for number in range(4)),
+    Address("9.9.9.9", 1),
+    Address("2001:4860::8", 53),
+]
 BAD_PEERS = [Address("127.0.0.1", 22), Address("10.0.0.1", 1), Address("::ffff:127.0.0.1", 1), Address(RELAY, 80)]
 METHODS = [
     *(Method.ALLOCATE, Method.ALLOCATE, Method.REFRESH, Method.CREATE_PERMISSION, Method.CREATE_PERMISSION),
@@ -111,9 +115,9 @@ LIMITS = {
     "total_quota": 5,
     "permissions_per_allocation": 5,
     "channels_per_allocation": 3,
-    "connections_per_allocation": 2,
-    "connections_per_user": 3,
-    "total_connections": 4,
+    "connections_per_allocation": 3,
+    "connections_per_user": 2,
+    "total_connections": 3,
     "relay_ports": (50000, 50019),
     "unauthenticated_rate": 4096,
     "nonce_lifetime": 600,
@@ -207,16 +211,18 @@ class Session:
     def run(self) -> None:
         """Until no decision is left, and then until everything has expired."""
         chance, world = self.chance, self.world
+        for caller in self.callers:
+            self._ask(caller, shows_login=False)
         while not chance.is_over:
-            kind = chance.number(16)
+            kind = chance.number(40)
             if kind == 0:
-                self._apply(None, world.wait(chance.pick((1.0, 29.0, 31.0, 130.0, 301.0, 601.0))))
-            elif kind == 1:
+                self._apply(None, world.wait(chance.pick((1.0, 1.0, 1.0, 29.0, 31.0, 130.0, 301.0, 601.0))))
+            elif kind < 5:
                 self._engine_speaks()
-            elif kind == 2:
-                world.exhausted = chance.percent(30)
+            elif kind == 5:
+                world.exhausted = chance.percent(10)
                 world.busy = {Address(RELAY, 50000 + chance.number(20))} if chance.percent(50) else set()
-            elif kind == 3:
+            elif kind == 6 and chance.percent(30):
                 caller = chance.pick(self.callers)
                 self._apply(None, world.settle(world.server.client_closed(caller.client, world.now)))
             else:
@@ -238,14 +244,17 @@ class Session:
             relay = chance.pick(sorted(self.engine.joined))
             client = self.engine.joined[relay]
             if client is not None:
-                number, effects = server.accepted(client, chance.pick(PEERS), world.now)
-                require(number >= 0)
+                peer = chance.pick(PEERS)
+                number, effects = server.accepted(client, peer, world.now)
                 if number:
+                    hosts = {host for _, host in self.engine.permitted}
+                    require(peer.host in hosts, "taken from a peer without permission (C1)", peer)
                     self.engine.connections.add(number)
                 self._apply(None, world.settle(effects), may_indicate=True)
         elif self.engine.connecting:
             connection = self.engine.connecting.pop(chance.number(len(self.engine.connecting)))
             if kind == 1:
+                self.engine.connections.discard(connection)
                 effects = server.connect_failed(connection, world.now, exhausted=chance.percent(30))
             else:
                 effects = server.connected(connection, world.now)
@@ -276,27 +285,32 @@ class Session:
             *(stun.RESERVATION_TOKEN(bytes(8)), stun.MOBILITY_TICKET(b""), peer, raw(0x7F01)(b""), raw(0xFF01)(b"?")),
             *(raw(chance.number(0x40))(chance.take(chance.number(9))), stun.USERHASH(bytes(32)), *caller.known),
         ]
-        for _ in range(chance.pick((0, 0, 0, 1, 1, 2, 5))):
+        for _ in range(chance.pick((0, 0, 0, 0, 0, 0, 1, 2, 5))):
             fields = [*fields, chance.pick(more)]
         return fields
 
-    def _ask(self, caller: Caller) -> None:
-        """One request or indication, in one of five spoiled on its way."""
+    def _ask(self, caller: Caller, *, shows_login: bool = True) -> None:
+        """One request or indication, sometimes spoiled on its way."""
         chance = self.chance
         method = chance.pick(METHODS)
+        if not shows_login or (chance.percent(60) and not self.world.server.has_allocation(caller.client)):
+            method = Method.ALLOCATE
+        allocation = self.world.server._allocator.get(caller.client)
+        if allocation is not None and allocation.is_tcp and chance.percent(60):
+            method = Method.CONNECT
         kind = MessageClass.INDICATION if method in (Method.SEND, Method.DATA) else MessageClass.REQUEST
         if chance.percent(4):
             kind = chance.pick(list(MessageClass))
         fields = self._fields(caller, method)
         integrity = None
-        if method not in (Method.BINDING, Method.SEND) and chance.percent(90):
+        if method not in (Method.BINDING, Method.SEND) and shows_login and chance.percent(95):
             login = [stun.USERNAME(caller.user), stun.REALM(REALM), stun.NONCE(caller.nonce)]
             fields = [*login, *fields]
             integrity = (Integrity.SHA1, caller.key)
         self.number += 0 if chance.percent(5) else 1
         transaction_id = self.number.to_bytes(12, "big")
         data = stun.encode(method, kind, transaction_id, fields, integrity=integrity, fingerprint=chance.percent(20))
-        if chance.percent(20):
+        if chance.percent(12):
             data = spoil(chance, data, INTERESTING)
             data = data[:2] + ((len(data) - 20) & 0xFFFC).to_bytes(2, "big") + data[4:]
         effects = self.world.settle(

@@ -48,6 +48,8 @@ REQUESTS = [
     + HOST
     + b"Transfer-Encoding: chunked\r\nTE: trailers\r\n\r\n5;x=y\r\nhello\r\n0\r\nT: v\r\n\r\n",
     b"GET /chat HTTP/1.1\r\n" + HOST + b"Connection: Upgrade, X-Own\r\nUpgrade: websocket\r\nX-Own: 1\r\n\r\n",
+    b"POST /two HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello",
+    b"POST /both HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     b"GET / HTTP/1.0\r\nConnection: keep-alive\r\nForwarded: for=1.2.3.4\r\nVia: 1.1 wsgate\r\n\r\n",
     b"HEAD / HTTP/1.1\r\nHost: [2001:db8::1]:8443\r\nX_Forwarded_Host: evil\r\nX-Real-IP: 9.9.9.9\r\n\r\n",
 ]
