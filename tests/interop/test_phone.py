@@ -471,6 +471,23 @@ def test_a_lost_connection_is_told_and_comes_back(browser: Chromium, tmp_path: P
     own.stop()
 
 
+def test_a_call_whose_media_stops_says_so(browser: Chromium, tmp_path: Path) -> None:
+    system = PhoneSystem(tmp_path)
+    alice, bob = (WebPhone(browser, system.plain, {"relay": "1"}).register(name, PASSWORD) for name in ("alice", "bob"))
+    try:
+        alice.call("bob")
+        bob.answer()
+        assert_call(alice, bob, "relay")
+        text = "document.getElementById('call-state').textContent"
+        assert alice.page.evaluate(text) == "Connected"
+        system.stop()  # the TURN server with it
+        alice.page.wait(f"{text} === 'Connection interrupted…'", 30)
+        assert alice.data("call") == "active"
+    finally:
+        alice.page.close()
+        bob.page.close()
+
+
 def test_the_user_is_remembered_and_the_password_is_not(phone: Opener) -> None:
     found = phone()
     found.page.click("#settings summary")
