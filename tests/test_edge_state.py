@@ -44,12 +44,12 @@ def goodbye(routes: list[str], uri: str, cseq: str) -> bytes:
 def journalled() -> tuple[World, Flow, list[str], bytes]:
     """A world with a registered browser in a call, and the journal of it as changes were written."""
     w = World()
-    w.edge.load_state(b"", w.now, WALL_OFFSET)
+    w.edge.continuity.load_state(b"", w.now, WALL_OFFSET)
     flow = w.browser()
     register(w, flow)
-    written = HEAD + w.edge.state_changes(w.now)[0]
+    written = HEAD + w.edge.continuity.state_changes(w.now)[0]
     routes = call(w, flow)
-    written += w.edge.state_changes(w.now)[0]
+    written += w.edge.continuity.state_changes(w.now)[0]
     return w, flow, routes, written
 
 
@@ -57,14 +57,14 @@ def restarted(data: bytes) -> World:
     """A new process: other connection ids, another monotonic clock, the same keys."""
     w = World(first_number=5000)
     w.now = 77.0
-    w.edge.load_state(data, w.now, WALL_OFFSET + 1000.0 - 77.0)
+    w.edge.continuity.load_state(data, w.now, WALL_OFFSET + 1000.0 - 77.0)
     return w
 
 
 @pytest.mark.parametrize("whole", [False, True])
 def test_d3_after_a_restart_in_dialog_requests_pass_both_ways(whole: bool) -> None:
     before, old, routes, written = journalled()
-    after = restarted(before.edge.state(before.now) if whole else written)
+    after = restarted(before.edge.continuity.state(before.now) if whole else written)
     assert after.edge.counts()["dialogs"] == 1
     new = after.browser(port=2)
     register(after, new)
@@ -89,10 +89,10 @@ def test_d3_what_was_forgotten_or_has_expired_is_not_taken_up() -> None:
     bye = goodbye(routes, f"sip:bob@{PBX}", "2")
     before.from_browser(flow, bye)
     before.from_backend(response(before.one(PBX), 200, "OK"))
-    written += before.edge.state_changes(before.now)[0]
+    written += before.edge.continuity.state_changes(before.now)[0]
     assert restarted(written).edge.counts()["dialogs"] == 0
     late = World(first_number=5000)
-    late.edge.load_state(written, late.now, WALL_OFFSET + 601.0)
+    late.edge.continuity.load_state(written, late.now, WALL_OFFSET + 601.0)
     assert late.edge.counts()["registrations"] == 0
 
 
@@ -111,9 +111,11 @@ def test_d3_a_torn_or_foreign_file_is_refused_whole(spoil: object) -> None:
     data = spoil(journalled()[3])  # type: ignore[operator]
     w = World()
     with pytest.raises(JournalError):
-        w.edge.load_state(data, w.now, WALL_OFFSET)
+        w.edge.continuity.load_state(data, w.now, WALL_OFFSET)
     assert w.edge.counts()["registrations"] == w.edge.counts()["dialogs"] == 0
-    assert w.edge.state_changes(w.now) == (b"", False), "the file is somebody else's: nothing is written into it"
+    assert w.edge.continuity.state_changes(w.now) == (b"", False), (
+        "the file is somebody else's: nothing is written into it"
+    )
 
 
 def changed(key: str, value: object) -> object:
@@ -161,7 +163,7 @@ def test_d3_the_journal_is_written_anew_before_it_grows_without_bound() -> None:
         message = w.one(PBX)
         w.from_backend(response(message, 200, "OK", f"Contact: {(message.header(b'contact') or b'').decode()}"))
         w.take()
-        sizes.append(w.edge.state_changes(w.now)[1])
+        sizes.append(w.edge.continuity.state_changes(w.now)[1])
     assert any(sizes)
     assert sum(sizes) <= 2
 

@@ -47,10 +47,10 @@ class Crew:
             [other for other in range(len(self.worlds)) if other != number],
             world.directory,
             Counters(),
-            hand_over=world.edge.hand_over,
-            take_dialog=world.edge.take_over,
-            end_dialog=world.edge.ended_elsewhere,
-            lost=world.edge.lost_elsewhere,
+            hand_over=world.edge.continuity.hand_over,
+            take_dialog=world.edge.continuity.take_over,
+            end_dialog=world.edge.continuity.ended_elsewhere,
+            lost=world.edge.continuity.lost_elsewhere,
         )
 
     def restart(self, number: int) -> World:
@@ -74,7 +74,7 @@ class Crew:
     def _tell(self, number: int, world: World) -> bool:
         told = False
         self.sharing[number].tell_changes(world.now)
-        self.sharing[number].tell_ended(world.edge.ended_here())
+        self.sharing[number].tell_ended(world.edge.continuity.ended_here())
         for other, receiver in enumerate(self.sharing):
             while other != number and (data := self.sharing[number].next_message(other, world.now)) is not None:
                 receiver.take(data, world.now)

@@ -127,7 +127,7 @@ class Gateway:
         if self._media is not None:
             self._media.stop()
         if self._state is not None:
-            self._state.replace(self._edge.state(now()))
+            self._state.replace(self._edge.continuity.state(now()))
             self._state.close()
         if self._store is not None:
             self._store.stop()
@@ -281,7 +281,7 @@ class Gateway:
     def _write_state(self) -> None:
         if self._state is None:
             return
-        data, is_whole = self._edge.state_changes(now())
+        data, is_whole = self._edge.continuity.state_changes(now())
         if is_whole:
             self._state.replace(data)
         else:

@@ -216,13 +216,13 @@ def new_mesh(base: Foundation, edge: Edge, learnt: Callable[[], None]) -> Mesh |
         base.crew.outlets,
         base.directory,
         base.counters,
-        hand_over=edge.hand_over,
-        take_dialog=edge.take_over,
-        end_dialog=edge.ended_elsewhere,
-        lost=edge.lost_elsewhere,
+        hand_over=edge.continuity.hand_over,
+        take_dialog=edge.continuity.take_over,
+        end_dialog=edge.continuity.ended_elsewhere,
+        lost=edge.continuity.lost_elsewhere,
         call_peers=base.call_peers,
     )
-    return Mesh(sharing, base.crew.inbox, base.crew.outlets, edge.ended_here, learnt, base.counters)
+    return Mesh(sharing, base.crew.inbox, base.crew.outlets, edge.continuity.ended_here, learnt, base.counters)
 
 
 def open_state(base: Foundation, edge: Edge) -> StateFile | None:
@@ -232,12 +232,12 @@ def open_state(base: Foundation, edge: Edge) -> StateFile | None:
     name = state_name(base.configuration.sip.state_file, base.crew.number)
     state = StateFile(base.files, name)
     try:
-        edge.load_state(state.read(), now(), time.time() - now())
+        edge.continuity.load_state(state.read(), now(), time.time() - now())
     except JournalError as error:
         logger.error("[sip] state_file %s is not used and nothing is written into it: %s", name, error)
         state.close()
         return None
-    state.replace(edge.state(now()))
+    state.replace(edge.continuity.state(now()))
     return state
 
 

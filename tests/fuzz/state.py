@@ -32,15 +32,15 @@ def _journal() -> bytes:
     """That of a worker with a registration, a call, and one that was forgotten."""
     begin_branches()
     world = World(dialog_lifetime=LIFETIME)
-    world.edge.load_state(b"", world.now, WALL)
+    world.edge.continuity.load_state(b"", world.now, WALL)
     alice, bob = world.browser(), world.browser(port=40001)
     register(world, alice, 'Contact: <sip:alice@abc.invalid;transport=ws>;+sip.instance="<urn:1>";reg-id=1')
     register(world, bob, user="bob")
     call = Call(world, alice)
-    data = HEAD + world.edge.state_changes(world.now)[0]
+    data = HEAD + world.edge.continuity.state_changes(world.now)[0]
     world.from_backend(call.backend_request("BYE"))
     register(world, bob, user="bob", expires=0, cseq="2")
-    return data + world.edge.state_changes(world.now)[0]
+    return data + world.edge.continuity.state_changes(world.now)[0]
 
 
 def _with_checksums(data: bytes) -> bytes:
@@ -55,14 +55,18 @@ def journal(data: bytes) -> None:
         world = World(dialogs=8, dialog_lifetime=LIFETIME, first_number=5000)
         empty = world.edge.counts()
         try:
-            world.edge.load_state(one, world.now, WALL)
+            world.edge.continuity.load_state(one, world.now, WALL)
         except JournalError:
             require(world.edge.counts() == empty, "something of a torn file was taken", one)
             continue
         again = World(dialogs=8, dialog_lifetime=LIFETIME, first_number=5000)
-        again.edge.load_state(world.edge.state(world.now), again.now, WALL)
+        again.edge.continuity.load_state(world.edge.continuity.state(world.now), again.now, WALL)
         require(again.edge.counts() == world.edge.counts(), "written it is another", one)
-        require(again.edge.state(again.now) == world.edge.state(world.now), "written it is another", one)
+        require(
+            again.edge.continuity.state(again.now) == world.edge.continuity.state(world.now),
+            "written it is another",
+            one,
+        )
         require(world.edge.counts()["dialogs"] <= 8, "too many dialogs")
         _goes_on(world)
         _goes_on(again, is_back=False)
