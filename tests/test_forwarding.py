@@ -182,6 +182,17 @@ def test_a_sips_request_uri_goes_to_secure_targets_only():
     assert [hop for hop, _ in world.sent] == [Hop(Transport.TLS, SECOND)]
 
 
+def test_a_sips_request_uri_without_a_secure_target_is_told_why():
+    """RFC 3261 §26.2.2, table A: the server is there, only not by TLS."""
+    world = World()
+    flow = world.browser()
+    world.from_browser(flow, request("MESSAGE", "sips:bob@example.com"))
+    answer = world.one(flow)
+    assert answer.status == 503
+    assert b"by TLS or WSS, which sips: asks for" in answer.header(b"warning")
+    assert world.take(PBX) == []
+
+
 # TCP for what is large (I4)
 
 

@@ -390,7 +390,11 @@ class Forwarding:
             # Of a request that is not INVITE the layer sends no 408: the client's own timer has fired (RFC 4320).
             self._refuse(context, 408, "Request Timeout", "the next hop did not answer", now, effects)
         elif from_browser and any(branch.flow is None and not branch.located for branch in context.branches):
-            self._refuse(context, 503, "Service Unavailable", "no target of the backend is reachable", now, effects)
+            is_secure = context.message.uri[:5].lower() == b"sips:"
+            text = "no target of the backend is reachable" + (
+                " by TLS or WSS, which sips: asks for" if is_secure else ""
+            )
+            self._refuse(context, 503, "Service Unavailable", text, now, effects)
         else:
             self._refuse(context, 480, "Temporarily Unavailable", "the target cannot be reached", now, effects)
 
