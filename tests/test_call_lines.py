@@ -109,6 +109,18 @@ def test_of_two_workers_the_one_with_the_caller_tells(lines):
     assert [line.partition(": ")[2] for line in lines] == ["answered, 0 s, ended by the callee"]
 
 
+def test_a_call_of_before_a_restart_has_no_seconds(lines):
+    """D3, D4: the journal keeps the dialog, not when it was answered."""
+    before, after = World(), World()
+    before.edge.load_state(b"", before.now, 0.0)
+    Call(before, before.browser())
+    after.edge.load_state(before.edge.state(before.now), after.now, 0.0)
+    after.move(60)
+    after.from_backend(response(after.one(PBX), 200, "OK"))
+    [line] = lines
+    assert line.startswith(f"{WHO} through backend example.com: answered, for longer than this worker knows, ended by")
+
+
 def test_what_peers_write_is_escaped_and_cut(lines):
     world = World()
     name = '"\x1b[31m\u00e9" <sip:%s@nowhere.test>' % ("a\u00e9" * 300)

@@ -61,7 +61,11 @@ class CallLines:
             return
         if not logger.isEnabledFor(logging.INFO) or not self._allows(self._answered, now):
             return
-        lasted = f"{now - dialog.answered_at:.0f} s" if dialog.answered_at is not None else "since before a restart"
+        lasted = (
+            f"{now - dialog.answered_at:.0f} s"
+            if dialog.answered_at is not None
+            else "for longer than this worker knows"
+        )
         self._tell(
             self._answered,
             dialog.key[0],
