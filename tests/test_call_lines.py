@@ -112,9 +112,9 @@ def test_of_two_workers_the_one_with_the_caller_tells(lines):
 def test_a_call_of_before_a_restart_has_no_seconds(lines):
     """D3, D4: the journal keeps the dialog, not when it was answered."""
     before, after = World(), World()
-    before.edge.load_state(b"", before.now, 0.0)
+    before.edge.continuity.load_state(b"", before.now, 0.0)
     Call(before, before.browser())
-    after.edge.load_state(before.edge.state(before.now), after.now, 0.0)
+    after.edge.continuity.load_state(before.edge.continuity.state(before.now), after.now, 0.0)
     after.move(60)
     after.from_backend(response(after.one(PBX), 200, "OK"))
     [line] = lines
