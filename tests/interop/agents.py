@@ -73,8 +73,8 @@ class Agent:
         return event
 
     def wait_direction(self, direction: str) -> None:
-        """Wait until offer and answer have agreed on sendrecv, sendonly, recvonly or inactive."""
-        self.page.wait(f"agent.direction() === {json.dumps(direction)}")
+        """Wait until offer and answer agree on sendrecv, sendonly, recvonly or inactive, after the last one seen."""
+        self.page.wait(f"agent.takeDirection({json.dumps(direction)})")
 
     def wait_media(self) -> None:
         """Wait until audio comes in."""

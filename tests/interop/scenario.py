@@ -1,6 +1,7 @@
 """sipp scenarios written as steps: what a desk phone that speaks WebRTC's SDP does in one call.
 
-`calling` and `answering` give the XML of a whole scenario; the steps in between are Receive, Request and Pause.
+`calling` and `answering` give the XML of a whole scenario; the steps in between are Receive,
+Notified, Request and Pause.
 """
 
 from __future__ import annotations
@@ -10,6 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 FINGERPRINT = ":".join(["AB"] * 32)
+MAX_NOTIFIES = 8
+"""How many NOTIFYs a transfer may bring."""
+ANSWER_RETRANSMISSION_MILLISECONDS = 4000
+"""Nothing is lost here, and a slow browser acknowledges a repeated answer twice, which sipp takes for unexpected."""
 
 
 def sdp(version: int, setup: str, direction: str = "sendrecv") -> str:
@@ -48,6 +53,13 @@ class Receive(NamedTuple):
     direction: str = ""
 
 
+class Notified(NamedTuple):
+    """NOTIFYs of a transfer, each answered with 200, until one tells a final status (RFC 3515 §2.4.5).
+
+    How many come before it is the browser's affair, and depends on how fast the third party answers.
+    """
+
+
 class Request(NamedTuple):
     """A request of ours in the call, answered with `status`; a re-INVITE offers `direction` and is acknowledged."""
 
@@ -64,7 +76,7 @@ class Pause(NamedTuple):
     milliseconds: int
 
 
-Step = Receive | Request | Pause
+Step = Receive | Notified | Request | Pause
 
 
 class _Side(NamedTuple):
@@ -118,6 +130,12 @@ def _steps(steps: Sequence[Step], side: _Side, cseq: int) -> list[str]:
     for number, step in enumerate(steps, 2):
         if isinstance(step, Pause):
             parts.append(f'<pause milliseconds="{step.milliseconds}"/>')
+        elif isinstance(step, Notified):
+            # Written out instead of a loop: sipp takes what comes while it jumps for unexpected.
+            final = f'<ereg regexp="SIP/2.0 [2-6]" search_in="body" assign_to="final{number}"/>'
+            one = f'<recv request="NOTIFY" timeout="20000"><action>{final}</action></recv>'
+            answer = _reply("200 OK", "").replace("<send", f'<send next="{number}" test="final{number}"', 1)
+            parts += [one, answer] * MAX_NOTIFIES + [f'<label id="{number}"/>']
         elif isinstance(step, Receive):
             body = Body("application/sdp", sdp(number, "active", step.direction)) if step.direction else None
             parts += [f'<recv request="{step.method}" timeout="20000"/>', _reply(step.status, "", body)]
@@ -146,18 +164,21 @@ def _own(from_: str, to: str, cseq: str) -> tuple[str, ...]:
 
 
 def _acknowledge(side: _Side, cseq: int) -> str:
-    return _send("ACK [next_url] SIP/2.0", *_own(side.from_, side.to, f"{cseq} ACK"), "[routes]", retransmit=False)
+    return _send(
+        "ACK [next_url] SIP/2.0", *_own(side.from_, side.to, f"{cseq} ACK"), "[routes]", retransmission_milliseconds=0
+    )
 
 
 def _reply(status: str, tag: str, body: Body | None = None) -> str:
     headers = ["[last_Via:]", "[last_Record-Route:]", "[last_From:]", f"[last_To:]{tag}", "[last_Call-ID:]"]
     headers += ["[last_CSeq:]", "Contact: <sip:[user]@[local_ip]:[local_port]>"]
-    return _send(f"SIP/2.0 {status}", *headers, body=body, retransmit=bool(body))
+    milliseconds = ANSWER_RETRANSMISSION_MILLISECONDS if body else 0
+    return _send(f"SIP/2.0 {status}", *headers, body=body, retransmission_milliseconds=milliseconds)
 
 
-def _send(first: str, *headers: str, body: Body | None = None, retransmit: bool = True) -> str:
+def _send(first: str, *headers: str, body: Body | None = None, retransmission_milliseconds: int = 500) -> str:
     lines = [first, *headers]
     lines += [f"Content-Type: {body.type}", "Content-Length: [len]"] if body else ["Content-Length: 0"]
     text = "\n".join(["", *lines, "", *([body.text.strip()] if body else [])])
-    attribute = ' retrans="500"' if retransmit else ""
+    attribute = f' retrans="{retransmission_milliseconds}"' if retransmission_milliseconds else ""
     return f"<send{attribute}>\n<![CDATA[\n{text}\n\n]]></send>"

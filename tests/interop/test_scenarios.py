@@ -18,7 +18,7 @@ from tests.interop.agents import LIBRARIES, Agent, Pages
 from tests.interop.chromium import Chromium
 from tests.interop.daemon import Daemon
 from tests.interop.kamailio import PASSWORD, Kamailio
-from tests.interop.scenario import Body, Pause, Receive, Request, answering, calling
+from tests.interop.scenario import Body, Notified, Pause, Receive, Request, answering, calling
 from tests.interop.softphone import header
 from tests.interop.test_kamailio import NUMBER, Company, backend, wait_no_dialogs, zone
 
@@ -216,9 +216,7 @@ def test_desk_transfers_the_browser(company: Company, opened: Opener, library: s
     agent = opened(library)
     third = company.desk(answering(Receive("BYE"), directory=company.directory, name=f"third_{library}"))
     refer = Request("REFER", 202, headers=(f"Refer-To: <sip:{third.user}@example.test>",))
-    # JsSIP tells of 100, 180 and 200; SIP.js of 180 and 200, as far as it likes.
-    notified = [Receive("NOTIFY")] * {"jssip": 3, "sipjs": 2}[library]
-    file = calling(refer, *notified, Request("BYE"), directory=company.directory, name=f"transfers_{library}")
+    file = calling(refer, Notified(), Request("BYE"), directory=company.directory, name=f"transfers_{library}")
     desk = company.caller(file, agent.user)
     agent.wait("incoming")
     agent.do("answer")

@@ -19,10 +19,25 @@ export function take(name, values = {}) {
 
 export const story = () => events;
 
-// sendrecv, sendonly, recvonly, inactive: what was negotiated last.
-export function direction(connection) {
-    const agreed = connection.getTransceivers()[0].currentDirection;
-    return connection.signalingState === 'stable' ? agreed : null;
+const directions = [];
+let directionsTaken = 0;
+
+// Every agreement of offer and answer is written down, so that none is missed however short it lasts.
+class Connection extends window.RTCPeerConnection {
+    constructor(...details) {
+        super(...details);
+        this.addEventListener('signalingstatechange', () => {
+            if (this.signalingState === 'stable') directions.push(this.getTransceivers()[0].currentDirection);
+        });
+    }
+}
+window.RTCPeerConnection = Connection;
+
+// Whether sendrecv, sendonly, recvonly or inactive was agreed on, behind the agreement taken last.
+export function takeDirection(direction) {
+    const index = directions.indexOf(direction, directionsTaken);
+    if (index >= 0) directionsTaken = index + 1;
+    return index >= 0;
 }
 
 export async function bytesReceived(connection) {

@@ -1,7 +1,7 @@
 // JsSIP behind the verbs that agents.py uses.
 
 import JsSIP from 'jssip';
-import { bytesReceived, direction, say, story, take } from './events.js';
+import { bytesReceived, say, story, take, takeDirection } from './events.js';
 
 const OPTIONS = { mediaConstraints: { audio: true, video: false }, pcConfig: { iceServers: [] } };
 let agent = null;
@@ -72,8 +72,8 @@ window.agent = {
             },
         });
     },
-    direction: () => direction(session.connection),
     bytesReceived: () => bytesReceived(session.connection),
     take,
+    takeDirection,
     story,
 };

@@ -1,7 +1,7 @@
 // SIP.js behind the verbs that agents.py uses.
 
 import { Inviter, Messager, Registerer, SessionState, UserAgent } from 'sip.js';
-import { bytesReceived, direction, say, story, take } from './events.js';
+import { bytesReceived, say, story, take, takeDirection } from './events.js';
 
 const RECONNECT_MS = 1000;
 let agent = null;
@@ -117,8 +117,8 @@ window.agent = {
             },
         });
     },
-    direction: () => direction(session.sessionDescriptionHandler.peerConnection),
     bytesReceived: () => bytesReceived(session.sessionDescriptionHandler.peerConnection),
     take,
+    takeDirection,
     story,
 };
