@@ -7,8 +7,8 @@ import pytest
 from tests.turn_world import PEER, RELAY, Phone, World, code
 from wsgate.addr import Address
 from wsgate.turn import stun
-from wsgate.turn.effects import CloseRelay, Join, RelayAddress, Revoke, SendToPeer
-from wsgate.turn.stun import Method
+from wsgate.turn.effects import Client, CloseRelay, Join, RelayAddress, Revoke, SendToPeer, Unbind
+from wsgate.turn.stun import MessageClass, Method
 from wsgate.turn.values import EvenPort, Family
 
 # Allocate
@@ -80,6 +80,36 @@ def test_dont_fragment_is_honoured() -> None:
     (sent,) = phone.send(PEER, b"x", stun.DONT_FRAGMENT(True))
     assert isinstance(sent, SendToPeer)
     assert sent.dont_fragment
+
+
+@pytest.mark.parametrize(
+    ("client", "peer", "is_stream", "heeded"),
+    [
+        ("192.0.2.1", PEER.host, False, True),
+        ("::ffff:192.0.2.1", PEER.host, False, True),
+        ("192.0.2.1", "2a00:1450::1", False, False),
+        ("2001:db8::7", "2a00:1450::1", False, False),
+        ("2001:db8::7", PEER.host, False, False),
+        ("2001:db8::7", "2a00:1450::1", True, True),
+        ("192.0.2.1", "2a00:1450::1", True, True),
+    ],
+)
+def test_dont_fragment_is_ignored_between_datagrams_where_ipv6_is_on_a_side(
+    client: str, peer: str, is_stream: bool, heeded: bool
+) -> None:
+    """RFC 8656 §13.1 to §13.3 (MUST be ignored), §15 (a stream relies on it)."""
+    six = "2001:db8::9"
+    world = World(relay_addresses=(RelayAddress(RELAY, RELAY), RelayAddress(six, six)))
+    phone = Phone(world)
+    phone.client = Client(0, Address(client, 40000))
+    phone.allocate(stun.ADDITIONAL_ADDRESS_FAMILY(2))
+    to = Address(peer, 4000)
+    phone.permit(to)
+    fields = (stun.XOR_PEER_ADDRESS(to), stun.DATA(b"x"), stun.DONT_FRAGMENT(True))
+    data = stun.encode(Method.SEND, MessageClass.INDICATION, bytes(12), fields)
+    [sent] = world.server.receive(data, phone.client, world.now, is_stream=is_stream)
+    assert isinstance(sent, SendToPeer)
+    assert sent.dont_fragment is heeded
 
 
 def test_quotas_of_a_user_and_in_total() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from wsgate.addr import Address, canonical_host
 from wsgate.errors import ProtocolError
 from wsgate.metrics import Counters
 from wsgate.turn import stun
@@ -12,6 +13,7 @@ from wsgate.turn.answers import Answers, Request
 from wsgate.turn.effects import Effect, SendToPeer
 from wsgate.turn.peers import Admittance
 from wsgate.turn.settings import CHANNEL_NUMBERS, TurnSettings
+from wsgate.turn.values import Family, family_of
 
 
 class Permissions:
@@ -94,8 +96,16 @@ class Permissions:
         ):
             self._counters.count("turn_send_dropped")
             return []
-        return [SendToPeer(relay, peer, data, message.get(stun.DONT_FRAGMENT) is not None)]
+        return [SendToPeer(relay, peer, data, _dont_fragment(request, peer))]
 
     def _is_full(self, allocation: Allocation, hosts: Iterable[str]) -> bool:
         more = sum(host not in allocation.permissions for host in hosts)
         return more > 0 and len(allocation.permissions) + more > self._permissions_per_allocation
+
+
+def _dont_fragment(request: Request, peer: Address) -> bool:
+    """Whether DF is asked for and may be: between datagrams by IPv4 on both sides alone (RFC 8656 §13 to §15)."""
+    if request.message.get(stun.DONT_FRAGMENT) is None:
+        return False
+    hosts = canonical_host(request.client.address.host), peer.host
+    return request.is_stream or all(family_of(host) is Family.IPV4 for host in hosts)
