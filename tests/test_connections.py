@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from tests.test_peers import METADATA, REFUSED_HOSTS, embeddings
-from tests.turn_world import PEER, RELAY, UDP, Phone, World, code
+from tests.turn_world import PEER, RELAY, SECRET, UDP, Phone, World, code
 from wsgate.addr import Address
 from wsgate.call_peers import CallPeers
 from wsgate.turn import stun
+from wsgate.turn.auth import SecretHash, time_limited_password
 from wsgate.turn.connections import (
     BIND_SECONDS,
     CONNECT_SECONDS,
@@ -62,8 +63,8 @@ class StreamPhone(Phone):
 
     world: StreamWorld
 
-    def __init__(self, world: StreamWorld, path: int = 7, user: str = "alice") -> None:
-        super().__init__(world, user=user)
+    def __init__(self, world: StreamWorld, path: int = 7, user: str = "alice", password: str = "pw") -> None:
+        super().__init__(world, user=user, password=password)
         self.client = Client(path, Address("192.0.2.1", 40000 + path))
         self.transaction = path << 32
 
@@ -307,6 +308,20 @@ def test_connection_bind_of_another_user_is_441(world: StreamWorld, phone: Strea
     number = established(world, phone)
     assert StreamPhone(world, path=8, user="bob").refused(Method.CONNECTION_BIND, stun.CONNECTION_ID(number)) == 441
     assert code(StreamPhone(world, path=9).claim(number)) == 0
+
+
+def test_credentials_that_expired_claim_the_connections_of_their_allocation(world: StreamWorld) -> None:
+    """Rules A4, C1: the stream is new, what it carries was begun in time."""
+    name = f"{int(world.now) + 100}:phone7"
+    login = {"user": name, "password": time_limited_password(SECRET, name, SecretHash.SHA1)}
+    control, data = StreamPhone(world, **login), StreamPhone(world, path=8, **login)
+    control.listens()
+    world.now += 200
+    number = established(world, control)
+    assert data.refused(Method.CONNECTION_BIND, stun.CONNECTION_ID(number + 1)) == 401
+    assert data.refused(Method.CONNECTION_BIND) == 401
+    assert code(data.claim(number)) == 0
+    assert data.effects == [JoinConnection(number, data.client, ":phone7")]
 
 
 def test_a_client_has_thirty_seconds_to_claim(world: StreamWorld, phone: StreamPhone) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from tests.turn_world import PEER, Phone, World, code
+from tests.turn_world import PEER, SECRET, Phone, World, code
 from wsgate.addr import Address
 from wsgate.turn import stun
+from wsgate.turn.auth import SecretHash, time_limited_password
 from wsgate.turn.effects import Client, CloseRelay, Join, Part, Revoke, SendToPeer, Unbind
 from wsgate.turn.stun import Method
 from wsgate.turn.values import Family
@@ -180,6 +181,23 @@ def test_lifetime_0_frees_from_elsewhere_and_a_wrong_family_is_443() -> None:
     assert phone.effects == [CloseRelay(relayed)]
     assert world.server.allocations == 0
     assert code(move(phone, ticket)) == 437
+
+
+def test_who_moves_may_have_credentials_that_expired_during_the_call() -> None:
+    """Rules A4, E4: what was begun goes on elsewhere too; nothing new begins, and others' tickets are others'."""
+    world = World(mobility=True)
+    name = f"{int(world.now) + 100}:phone7"
+    phone, relayed, ticket = mobile(world, user=name, password=time_limited_password(SECRET, name, SecretHash.SHA1))
+    world.wait(200)
+    elsewhere(phone)
+    assert code(phone.allocate()) == 401
+    assert code(phone.refresh()) == 401
+    assert code(move(phone, b"x" * 32)) == 401
+    other = f"{int(world.now) - 1}:phone8"
+    thief = Phone(world, 42000, other, time_limited_password(SECRET, other, SecretHash.SHA1))
+    assert code(move(thief, ticket)) == 401
+    assert code(move(phone, ticket)) == 0
+    assert phone.effects == [Join(relayed, phone.client)]
 
 
 def test_a_lost_stream_keeps_the_allocation_until_its_lifetime() -> None:

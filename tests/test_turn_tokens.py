@@ -15,7 +15,7 @@ from wsgate.addr import Address
 from wsgate.credentials import CredentialsError
 from wsgate.turn import stun
 from wsgate.turn.auth import Credentials
-from wsgate.turn.effects import Client, CloseRelay
+from wsgate.turn.effects import Client, CloseRelay, Effect, JoinConnection, OpenConnection, Reply
 from wsgate.turn.stun import Integrity, Method
 from wsgate.turn.tokens import Opened, TokenKey, TokenKeys, parse_keys
 from wsgate.turn.values import EvenPort
@@ -253,6 +253,50 @@ def test_a_reservation_and_a_mobility_ticket_work_with_tokens() -> None:
     phone.nonce = b""
     assert code(phone.refresh(stun.MOBILITY_TICKET(ticket))) == 0
     assert code(phone.permit(PEER)) == 0
+
+
+def test_a_stream_for_a_connection_needs_the_key_alone() -> None:
+    """Rule C1: as every request about an allocation that stands; a renewed token of another key serves as well."""
+    world = token_world()
+
+    def ask(phone: Phone, method: Method, *fields: Any) -> list[Effect]:
+        login = (stun.USERNAME(phone.user), stun.REALM(REALM), stun.NONCE(phone.nonce))
+        integrity = Integrity.SHA1, phone.key
+        data = stun.encode(method, stun.MessageClass.REQUEST, bytes(12), (*login, *fields), integrity=integrity)
+        return world.settle(world.server.receive(data, phone.client, world.now, is_stream=True))
+
+    control = TokenPhone(world)
+    control.nonce = nonce_for(control)
+    shown = stun.ACCESS_TOKEN(control.access)
+    ask(control, Method.ALLOCATE, stun.REQUESTED_TRANSPORT(6), shown)
+    [opening] = ask(control, Method.CONNECT, stun.XOR_PEER_ADDRESS(PEER))
+    assert isinstance(opening, OpenConnection)
+    world.server.connected(opening.connection, world.now)
+    holder = next(iter(world.server.users()))
+    claim = stun.CONNECTION_ID(opening.connection)
+    data = TokenPhone(world, port=40001)
+    data.nonce = nonce_for(data)
+    [_, joined] = ask(data, Method.CONNECTION_BIND, claim)
+    assert joined == JoinConnection(opening.connection, data.client, holder)
+
+    [opening] = ask(control, Method.CONNECT, stun.XOR_PEER_ADDRESS(Address("8.8.4.4", 80)))
+    assert isinstance(opening, OpenConnection)
+    world.server.connected(opening.connection, world.now)
+    renewed = TokenPhone(world, port=40002, kid="small", mac_key=b"another key of 20 b.")
+    renewed.access = seal(AES_128, mac_key=renewed.key)
+    renewed.nonce = nonce_for(renewed)
+    claim = stun.CONNECTION_ID(opening.connection)
+    [refused] = ask(renewed, Method.CONNECTION_BIND, claim)
+    assert isinstance(refused, Reply)
+    assert code(stun.parse(refused.data)) == 401, "its key alone says nothing"
+    [_, joined] = ask(renewed, Method.CONNECTION_BIND, claim, stun.ACCESS_TOKEN(renewed.access))
+    assert joined == JoinConnection(opening.connection, renewed.client, holder)
+
+
+def nonce_for(phone: Phone) -> bytes:
+    challenge = phone.raw(Method.REFRESH)
+    assert challenge is not None
+    return challenge.get(stun.NONCE) or b""
 
 
 def test_without_keys_the_attribute_is_unknown() -> None:

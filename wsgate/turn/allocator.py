@@ -246,6 +246,13 @@ class Allocator:
             effects = self.free(allocation, request.now)
         return effects + self._answers.success(request, (stun.LIFETIME(lifetime),))
 
+    def ticket_holder(self, ticket: bytes | None) -> Allocation | None:
+        """The allocation that a ticket is good for."""
+        try:
+            return None if self._tickets is None or ticket is None else self._tickets.holder(ticket)
+        except ProtocolError:
+            return None
+
     def move(self, request: Request, ticket: bytes) -> list[Effect]:
         """Bring the allocation of a ticket to this 5-tuple, with all that is set on it (RFC 8016 §3.2.2; rule E4).
 

@@ -16,6 +16,7 @@ from wsgate.metrics import Counters
 from wsgate.turn import stun
 from wsgate.turn.allocation import Allocation
 from wsgate.turn.answers import Answers, Request
+from wsgate.turn.auth import same_user
 from wsgate.turn.bandwidth import Buckets
 from wsgate.turn.effects import CloseConnection, Effect, JoinConnection, OpenConnection, PassStream, Reply
 from wsgate.turn.stun import MessageClass, Method
@@ -173,12 +174,17 @@ class Connections:
         connection = None if number is None else self._connections.get(number)
         if connection is None or connection.state is not State.PENDING:
             return self._answers.error(request, 400)
-        if connection.allocation.user != request.user:
+        if not same_user(connection.allocation.user, request.user):
             return self._answers.error(request, 441)
         connection.advance(Event.CLAIMED)
         self._counters.count("turn_connections_joined")
         answer = self._answers.success(request)
-        return [*answer, JoinConnection(connection.number, request.client, request.user)]
+        return [*answer, JoinConnection(connection.number, request.client, connection.allocation.user)]
+
+    def allocation_of(self, number: int | None) -> Allocation | None:
+        """The allocation of a connection that can be claimed here."""
+        connection = None if number is None else self._connections.get(number)
+        return connection.allocation if connection is not None and connection.state is State.PENDING else None
 
     def closed(self, number: int) -> None:
         """The engine has closed a connection: one of its two sides ended (RFC 6062 §5.5)."""

@@ -261,7 +261,7 @@ class TurnServer:
             self.counters.count("turn_unexpected_dropped")
             return []
         try:
-            allocation = self._allocator.get(request.client)
+            allocation = self._concerned(request)
             session, holder = (None, "") if allocation is None else (allocation.session, allocation.user)
             verdict = self._authenticator.check(message, request.client.address, session, holder)
             if not isinstance(verdict, Accepted):
@@ -272,6 +272,19 @@ class TurnServer:
             return handler(self, request)
         except ProtocolError:
             return self._answers.error(request, 400)
+
+    def _concerned(self, request: Request) -> Allocation | None:
+        """What a request goes on with: the allocation of its 5-tuple, else of its ticket or CONNECTION-ID.
+
+        Whose it is decides what credentials are good for it, so it is looked up before they are judged (rule A4).
+        """
+        message = request.message
+        if message.method == Method.CONNECTION_BIND:
+            return self._connections.allocation_of(message.get(stun.CONNECTION_ID))
+        allocation = self._allocator.get(request.client)
+        if allocation is None and message.method == Method.REFRESH:
+            allocation = self._allocator.ticket_holder(message.get(stun.MOBILITY_TICKET))
+        return allocation
 
     def _binding(self, request: Request) -> list[Effect]:
         """Answered without authentication and in at most 44 bytes, in 116 to help discovery (rule S4; RFC 8489 §10)."""
