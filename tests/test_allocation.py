@@ -23,7 +23,7 @@ PEER6 = Address("2a00::8", 4000)
 def allocation() -> Allocation:
     made = Allocation(Client(0, Address("192.0.2.1", 1000)), "alice", bytes(12), 600)
     made.relays = {Family.IPV4: RELAY, Family.IPV6: RELAY6}
-    made.expires = 600.0
+    made.extend(600.0)
     made.advance(Event.OPENED)
     return made
 

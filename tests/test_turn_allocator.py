@@ -290,6 +290,43 @@ def test_a_refresh_moves_the_end() -> None:
     assert [type(effect) for effect in world.wait(1)] == [CloseRelay]
 
 
+def test_of_two_families_each_has_its_own_end() -> None:
+    """RFC 8656 §6, §8.1; rule L3: a Refresh that names a family is for that one alone."""
+    six, peer6 = "2001:db8::9", Address("2a00:1450::1", 1)
+    world = World(relay_addresses=(RelayAddress(RELAY, RELAY), RelayAddress(six, six)))
+    phone = Phone(world)
+    four, other = phone.allocate(stun.ADDITIONAL_ADDRESS_FAMILY(2)).all(stun.XOR_RELAYED_ADDRESS)
+    world.wait(500)
+    assert phone.refresh(stun.REQUESTED_ADDRESS_FAMILY(1), stun.LIFETIME(1200)).get(stun.LIFETIME) == 1200
+    phone.bind(0x4000, PEER)
+    phone.bind(0x4001, peer6)
+    assert world.wait(99.5) == []
+    assert world.wait(0.5) == [Revoke(other, peer6.host), Unbind(other, 0x4001, peer6), CloseRelay(other)]
+    phone.nonce = b""
+    assert code(phone.refresh(stun.REQUESTED_ADDRESS_FAMILY(2))) == 443
+    assert code(phone.bind(0x4001, peer6)) == 443
+    assert phone.send(PEER, b"x") == [SendToPeer(four, PEER, b"x", False)]
+    assert code(phone.refresh()) == 0
+    world.wait(599)
+    assert world.open == {four}
+    world.wait(1)
+    assert (world.open, world.server.allocations) == (set(), 0)
+
+
+def test_a_refresh_without_a_family_is_for_both() -> None:
+    """RFC 8656 §8.1."""
+    six = "2001:db8::9"
+    world = World(relay_addresses=(RelayAddress(RELAY, RELAY), RelayAddress(six, six)))
+    phone = Phone(world)
+    phone.allocate(stun.ADDITIONAL_ADDRESS_FAMILY(2))
+    world.wait(500)
+    phone.refresh(stun.LIFETIME(1000))
+    world.wait(999)
+    assert len(world.open) == 2
+    world.wait(1)
+    assert world.open == set()
+
+
 def test_an_allocation_ends_with_its_stream() -> None:
     """Rule L4."""
     world = World()

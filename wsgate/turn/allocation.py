@@ -62,7 +62,7 @@ class Allocation:
         "channels",
         "client",
         "connections",
-        "expires",
+        "ends",
         "is_tcp",
         "lifetime",
         "mobile",
@@ -93,7 +93,8 @@ class Allocation:
         self.mobile = False
         self.session: Accepted | None = None
         self.ticket = b""
-        self.expires = 0.0
+        self.ends: dict[Family, float] = {}
+        """When the relayed address of each family expires (RFC 8656 §6)."""
         self.armed = 0.0
         self.permissions: dict[str, float] = {}
         self.channels: dict[int, Channel] = {}
@@ -114,6 +115,10 @@ class Allocation:
         """Keep the answer to the request that brought the allocation to its 5-tuple, for its retransmissions (L1)."""
         self.transaction_id = transaction_id
         self.answer = b"".join(effect.data for effect in effects if isinstance(effect, Reply))
+
+    def extend(self, until: float, family: Family | None = None) -> None:
+        """Let the relayed address of `family` last until then, or both of them (RFC 8656 §6, §8.1)."""
+        self.ends.update(dict.fromkeys(self.relays if family is None else (family,), until))
 
     def relay_for(self, host: str) -> Address | None:
         """The relayed address of the peer's family."""
@@ -146,7 +151,9 @@ class Allocation:
 
     def deadline(self) -> float:
         """When something of it expires next."""
-        first = self.expires if self.reserved is None else min(self.expires, self.reserved_until)
+        first = min(self.ends.values())
+        if self.reserved is not None:
+            first = min(first, self.reserved_until)
         for expires in self.permissions.values():
             first = min(first, expires)
             break
@@ -168,6 +175,7 @@ class Allocation:
         hosts = [host for host in self.permissions if family_of(host) is family]
         numbers = [number for number, channel in self.channels.items() if family_of(channel.peer.host) is family]
         effects = [*map(self.revoke, hosts), *map(self.unbind, numbers)]
+        del self.ends[family]
         return [*effects, CloseRelay(self.relays.pop(family))]
 
     def reconsider(self, host_allowed: Callable[[str], bool], allowed: Callable[[Address], bool]) -> list[Effect]:

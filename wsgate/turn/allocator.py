@@ -186,7 +186,7 @@ class Allocator:
         """The allocation stands: remember it, join its addresses to the client, answer."""
         allocation.advance(Event.OPENED)
         allocation.show(request.accepted)
-        allocation.expires = request.now + allocation.lifetime
+        allocation.extend(request.now + allocation.lifetime)
         self._enter(allocation)
         self.held[allocation.user] += 1
         self.arm(allocation)
@@ -228,20 +228,20 @@ class Allocator:
         return self._open(opening._replace(tries=opening.tries + 1))
 
     def refresh(self, request: Request, allocation: Allocation) -> list[Effect]:
-        """RFC 8656 §8.2 for the allocation's own user, rule L3."""
-        family = request.message.get(stun.REQUESTED_ADDRESS_FAMILY)
-        if family is not None and family not in allocation.relays:
+        """RFC 8656 §8.2 for the allocation's own user, rule L3; of two families for the one that is named (§8.1)."""
+        asked = request.message.get(stun.REQUESTED_ADDRESS_FAMILY)
+        if asked not in (None, *allocation.relays):
             return self._answers.error(request, 443)
+        family = None if asked is None else Family(asked)
         effects: list[Effect] = []
         lifetime = self.lifetime(request)
         if lifetime:
             allocation.advance(Event.REFRESHED)
             allocation.show(request.accepted)
-            allocation.expires = request.now + lifetime
+            allocation.extend(request.now + lifetime, family)
             self.arm(allocation)
         elif family is not None and len(allocation.relays) > 1:
-            self._rest(allocation.relays[Family(family)], allocation, request.now)
-            effects = self._connections.end_of(allocation, Family(family)) + allocation.leave(Family(family))
+            effects = self._give_up(allocation, family, request.now)
         else:
             effects = self.free(allocation, request.now)
         return effects + self._answers.success(request, (stun.LIFETIME(lifetime),))
@@ -272,16 +272,16 @@ class Allocator:
             return self._answers.error(request, 400)
         if allocation is None or not same_user(allocation.user, request.user):
             return self._answers.error(request, 437 if allocation is None else 441)
-        family = request.message.get(stun.REQUESTED_ADDRESS_FAMILY)
+        asked = request.message.get(stun.REQUESTED_ADDRESS_FAMILY)
         lifetime = self.lifetime(request)
-        if (family is not None and family not in allocation.relays) or not lifetime:
+        if asked not in (None, *allocation.relays) or not lifetime:
             return self.refresh(request, allocation)
         allocation.advance(Event.MOVED)
         allocation.show(request.accepted)
         self._leave(allocation)
         allocation.client = request.client
         self._enter(allocation)
-        allocation.expires = request.now + lifetime
+        allocation.extend(request.now + lifetime, None if asked is None else Family(asked))
         self.arm(allocation)
         self._counters.count("turn_allocations_moved")
         fields = (stun.LIFETIME(lifetime), stun.MOBILITY_TICKET(self._tickets.issue(allocation)))
@@ -309,10 +309,13 @@ class Allocator:
             deadline, _, allocation = heapq.heappop(self._timers)
             if allocation.armed != deadline or self._allocations.get(allocation.client) is not allocation:
                 continue
-            if allocation.expires <= now:
+            ended = [family for family, end in allocation.ends.items() if end <= now]
+            if len(ended) == len(allocation.ends):
                 self._counters.count("turn_allocations_expired")
                 effects += self.free(allocation, now)
                 continue
+            for family in ended:
+                effects += self._give_up(allocation, family, now)
             if allocation.reserved is not None and allocation.reserved_until <= now:
                 effects += self._drop_reservation(allocation, now)
             effects += allocation.expire(now)
@@ -359,6 +362,11 @@ class Allocator:
             self._rest(relay, allocation, now)
             effects.append(CloseRelay(relay))
         return effects
+
+    def _give_up(self, allocation: Allocation, family: Family, now: float) -> list[Effect]:
+        """End one of two relayed addresses (RFC 8656 §8.1)."""
+        self._rest(allocation.relays[family], allocation, now)
+        return self._connections.end_of(allocation, family) + allocation.leave(family)
 
     def _enter(self, allocation: Allocation) -> None:
         self._allocations[allocation.client] = allocation
