@@ -84,13 +84,10 @@ class Daemon:
 
     def start(self) -> None:
         """Run the daemon with its ini file; once it was stopped, again on the same ports."""
-        self._process = Process(
-            [sys.executable, "-m", "wsgate", "-c", self.ini],
-            self.ini.parent / "wsgate.log",
-            env=self._environment,
-        )
-        before = self.log.count(READY)
-        self._process.ready(lambda: self._healthy() and self.log.count(READY) >= before + self.workers, 20)
+        log = self.ini.parent / "wsgate.log"
+        before = log.read_text("utf-8", "replace").count(READY) if log.exists() else 0
+        self._process = Process([sys.executable, "-m", "wsgate", "-c", self.ini], log, env=self._environment)
+        self._process.ready(lambda: self._healthy() and self.log.count(READY) >= before + self.workers, 40)
 
     @property
     def running(self) -> bool:
@@ -126,7 +123,7 @@ class Daemon:
 
     def status(self) -> dict[str, Any]:
         """/status as a dictionary."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/status", timeout=5) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/status", timeout=20) as response:
             found: dict[str, Any] = json.load(response)
             return found
 
@@ -138,7 +135,7 @@ class Daemon:
             found[status["worker"]] = status
         return [found[number] for number in sorted(found)]
 
-    def wait_status(self, key: str, value: object, seconds: float = 10.0) -> None:
+    def wait_status(self, key: str, value: object, seconds: float = 20.0) -> None:
         """Wait until /status says `value` for `key`."""
         wait_for(lambda: self.status()[key] == value, f"{key} == {value} in /status", seconds)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
@@ -21,7 +22,7 @@ class TestTimeout(AssertionError):
     __test__ = False
 
 
-def wait_for(condition: Callable[[], T], what: str, seconds: float = 10.0, interval: float = 0.02) -> T:
+def wait_for(condition: Callable[[], T], what: str, seconds: float = 20.0, interval: float = 0.02) -> T:
     """Poll `condition` until it is true and return its value. Raises TestTimeout naming `what`."""
     deadline = time.monotonic() + seconds
     while True:
@@ -33,16 +34,50 @@ def wait_for(condition: Callable[[], T], what: str, seconds: float = 10.0, inter
         time.sleep(interval)
 
 
-def free_port(host: str = "127.0.0.1", count: int = 1) -> int:
-    """The first of `count` ports that are free for UDP and TCP on `host` at this moment.
+class Ports:
+    """Ports that this process alone picks, for as long as it lives: several that run tests side by side share them out.
 
-    They lie below the range the kernel hands out itself.
+    What was picked is bound later by a program, freed when that is restarted, or stays closed because the test says so;
+    meanwhile nobody else may take it. They lie below the range that the kernel hands out itself.
     """
-    for _ in range(200):
-        port = 10000 + int.from_bytes(os.urandom(2), "big") % 20000
-        if all(_is_free(host, port + number) for number in range(count)):
-            return port
-    raise RuntimeError("no free port")
+
+    FIRST, SHARES, PER_SHARE = 10000, 50, 400
+
+    def __init__(self) -> None:
+        self._mark = socket.socket(socket.AF_UNIX)
+        self._next = 0
+        start = int.from_bytes(os.urandom(2), "big")
+        for number in range(start, start + self.SHARES):
+            share = number % self.SHARES
+            try:
+                # An abstract name belongs to a network namespace, as ports do, and goes with the process.
+                self._mark.bind(f"\0wsgate-tests-ports-{share}")
+            except OSError:
+                continue
+            self._first = self.FIRST + share * self.PER_SHARE
+            return
+        raise RuntimeError(f"more than {self.SHARES} processes that run tests")
+
+    def take(self, host: str, count: int) -> int:
+        """The first of `count` ports in a row that are free; none is given twice before all were."""
+        for _ in range(self.PER_SHARE):
+            if self._next + count > self.PER_SHARE:
+                self._next = 0
+            port = self._first + self._next
+            self._next += count
+            if all(_is_free(host, port + number) for number in range(count)):
+                return port
+        raise RuntimeError("no free port")
+
+
+@functools.cache
+def _ports() -> Ports:
+    return Ports()
+
+
+def free_port(host: str = "127.0.0.1", count: int = 1) -> int:
+    """The first of `count` ports that are free for UDP and TCP on `host`, and stay so for this process (see Ports)."""
+    return _ports().take(host, count)
 
 
 def _is_free(host: str, port: int) -> bool:
@@ -91,7 +126,7 @@ class Process:
         """True until the program has ended."""
         return self.popen.poll() is None
 
-    def ready(self, condition: Callable[[], T], seconds: float = 10.0) -> T:
+    def ready(self, condition: Callable[[], T], seconds: float = 20.0) -> T:
         """Wait until `condition` holds; fails at once when the program ends before."""
 
         def check() -> T:

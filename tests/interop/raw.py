@@ -37,7 +37,7 @@ class RawWebSocket:
         tls: ssl.SSLContext | None = None,
         source: str = "",
         protocol: str = "sip",
-        seconds: float = 10.0,
+        seconds: float = 20.0,
     ) -> None:
         self.seconds = seconds
         self.close_code: int | None = None
@@ -131,7 +131,7 @@ class RawWebSocket:
             elif opcode in (TEXT, BINARY):
                 return payload
 
-    def receive_until(self, pleases: Callable[[bytes], bool], seconds: float = 10.0) -> bytes:
+    def receive_until(self, pleases: Callable[[bytes], bool], seconds: float = 20.0) -> bytes:
         """The next message that `pleases`; others are dropped. Raises AssertionError with those."""
         deadline = time.monotonic() + seconds
         others: list[bytes] = []
@@ -156,14 +156,15 @@ class UdpPeer:
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.bind((host, port))
         self.host, self.port = self.socket.getsockname()
+        self._requests: set[bytes] = set()
 
-    def receive(self, seconds: float = 5.0) -> tuple[bytes, tuple[str, int]] | None:
+    def receive(self, seconds: float = 10.0) -> tuple[bytes, tuple[str, int]] | None:
         """The next datagram and its source; None when none came."""
         if not select.select([self.socket], [], [], seconds)[0]:
             return None
         return self.socket.recvfrom(65536)
 
-    def receive_until(self, start: bytes, seconds: float = 5.0) -> tuple[bytes, tuple[str, int]]:
+    def receive_until(self, start: bytes, seconds: float = 20.0) -> tuple[bytes, tuple[str, int]]:
         """The next datagram that begins with `start`; others are dropped. Raises AssertionError with those."""
         deadline = time.monotonic() + seconds
         others = []
@@ -175,6 +176,15 @@ class UdpPeer:
                 return got
             others.append(got[0])
         raise AssertionError(f"no datagram {start!r} in {seconds} s; instead: {others}")
+
+    def receive_request(self, start: bytes, seconds: float = 20.0) -> tuple[bytes, tuple[str, int]]:
+        """As receive_until, but none that came here before: over UDP a request comes again when its answer is late."""
+        deadline = time.monotonic() + seconds
+        while True:
+            got = self.receive_until(start, deadline - time.monotonic())
+            if got[0] not in self._requests:
+                self._requests.add(got[0])
+                return got
 
     def send(self, data: bytes, address: tuple[str, int]) -> None:
         """One datagram to `address`."""

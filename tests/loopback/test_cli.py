@@ -9,15 +9,18 @@ import hmac
 import json
 import os
 import pty
+import signal
 import stat
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.certificates import Authority
+from tests.interop.process import wait_for
 from wsgate import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +34,7 @@ def wsgate(*arguments: str | Path, given: str = "") -> subprocess.CompletedProce
         input=given,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False,
     )
@@ -52,7 +55,7 @@ def test_a_package_that_is_not_installed_is_one_clear_line(ini: Path, package: s
         [sys.executable, "-c", code, *options, str(ini)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False,
     )
@@ -259,9 +262,10 @@ def test_the_password_is_asked_for_at_a_terminal_and_ctrl_c_ends_that_quietly(in
 
 
 def at_terminal(typed: bytes, *arguments: str) -> tuple[int, str]:
-    """The exit status and what stood on the screen; typed as soon as something is asked."""
+    """The exit status and what stood on the screen; each line is typed once it is asked for and waited for."""
     pid, terminal = pty.fork()
     if not pid:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # as a terminal's shell has it, whoever started these tests
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         os.execve(sys.executable, [sys.executable, "-m", "wsgate", *arguments], environment)
     shown = b""
@@ -269,6 +273,8 @@ def at_terminal(typed: bytes, *arguments: str) -> tuple[int, str]:
         while data := os.read(terminal, 4096):
             shown += data
             if b": " in data and typed:
+                # Between its last look at signals and its read the process would sleep over a Ctrl-C.
+                wait_for(lambda: psutil.Process(pid).status() == psutil.STATUS_SLEEPING, "the read")
                 line, end, typed = typed.partition(b"\n")
                 os.write(terminal, line + end)
     except OSError as error:
