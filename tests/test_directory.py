@@ -63,7 +63,7 @@ def test_a_client_has_the_handle_of_its_last_contact_and_leaves_none_behind():
     assert known is not None
     assert known.contact == b"sip:k99@d4.invalid"
     assert len(book._registrations._key_of_handle) == 1
-    book.forget(AOR, INSTANCE, 1, CONTACT)
+    book.forget(AOR, INSTANCE, 1, CONTACT, 0.0)
     assert book.behind(b"handle-99") is None
     assert book._registrations._key_of_handle == {}
 
@@ -135,12 +135,12 @@ def test_a_registration_is_forgotten_at_expires_zero_by_forget_and_by_star():
     book.remember(registration(b"one", expires_at=10.0), 10.0)
     assert book.registrations_of(b"one") == []
     book.remember(registration(b"one"), 0.0)
-    book.forget(AOR, INSTANCE, 1, b"whatever")
+    book.forget(AOR, INSTANCE, 1, b"whatever", 0.0)
     assert book.counts()["registrations"] == 0
     book.remember(registration(b"one"), 0.0)
     book.remember(registration(b"one", reg_id=2), 0.0)
     book.remember(registration(b"one", aor=b"bob@example.com"), 0.0)
-    book.forget_all(AOR)
+    book.forget_all(AOR, 0.0)
     assert [found.aor for found in book.registrations_of(b"one")] == [b"bob@example.com"]
 
 
@@ -152,7 +152,14 @@ def test_a_registration_expires_by_the_clock():
     assert book.next_timer() == 1200.0
     assert book.handle_timer(1199.0) == []
     assert [ended.flow for ended in book.handle_timer(1200.0)] == [b"one"]
+    book.flow_closed(b"one", 1210.0)
+    assert book.gone_since(b"one") == 1210.0, "its calls may still be asked for (D3)"
+    assert book.handle_timer(1269.0) == []
+    assert book.is_registered_through(b"one")
+    assert book.handle_timer(1270.0) == []
+    assert not book.is_registered_through(b"one")
     assert book.next_timer() is None
+    assert book.gone_since(b"one") is None
     assert book.newest_flow(AOR, INSTANCE, 1, CONTACT) is None
 
 
@@ -163,6 +170,23 @@ def test_registrations_are_bounded_and_live_ones_stay():
     assert not book.remember(registration(b"one", reg_id=3), 0.0)
     assert book.remember(registration(b"one", reg_id=2, expires_at=700.0), 0.0)
     assert book.counts()["registrations"] == 2
+
+
+def test_what_is_over_takes_no_room_from_what_is_not():
+    """The tables hold no more with it than without, however often somebody registers and takes back."""
+    book = directory(b"one", b"two", max_registrations=2)
+    for number in range(200):
+        assert book.remember(registration(b"one", reg_id=number), 0.0)
+        book.forget(AOR, INSTANCE, number, CONTACT, 0.0)
+    assert len(book._registrations._flows_of_key) == 2
+    assert book.remember(registration(b"two", reg_id=500), 0.0)
+    assert book.remember(registration(b"two", reg_id=501), 0.0)
+    assert not book.is_registered_through(b"one")
+    book = directory(b"one")
+    for number in range(200):
+        assert book.remember(registration(b"one", reg_id=number), 0.0)
+        book.forget(AOR, INSTANCE, number, CONTACT, 0.0)
+    assert len(book._registrations._keys_of_flow[b"one"]) == 64
 
 
 def test_one_flow_cannot_fill_the_table():

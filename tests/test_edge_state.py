@@ -93,7 +93,20 @@ def test_d3_what_was_forgotten_or_has_expired_is_not_taken_up() -> None:
     assert restarted(written).edge.counts()["dialogs"] == 0
     late = World(first_number=5000)
     late.edge.continuity.load_state(written, late.now, WALL_OFFSET + 601.0)
+    late.move(1.0)
     assert late.edge.counts()["registrations"] == 0
+
+
+def test_d3_a_call_is_its_clients_though_the_registration_ran_out_during_the_restart() -> None:
+    _, _, routes, written = journalled()
+    after = World(first_number=5000)
+    after.edge.continuity.load_state(written, after.now, WALL_OFFSET + 601.0)
+    after.move(30)
+    assert after.edge.counts()["registrations"] == 0
+    new = after.browser(port=2)
+    register(after, new)
+    after.from_browser(new, goodbye(routes, f"sip:bob@{PBX}", "2"))
+    assert after.one(PBX).method == b"BYE"
 
 
 @pytest.mark.parametrize(

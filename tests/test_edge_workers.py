@@ -293,6 +293,23 @@ def test_who_came_back_elsewhere_is_not_hung_up_until_gone_from_there():
     assert crew.worlds[1].one(call.bob).method == b"BYE"
 
 
+def test_who_comes_back_elsewhere_after_the_registration_ran_out_has_its_call():
+    """D3, D4: the dialog moves all the same, and nobody hangs up."""
+    crew = Crew(3)
+    call = Call(crew)
+    world = crew.worlds[0]
+    crew.move(570)
+    world.apply(world.edge.flow_closed(call.alice.id, world.now))
+    crew.move(40)
+    assert [one.edge.counts()["registrations"] for one in crew.worlds] == [0, 0, 0]
+    flow = call.reconnect_alice(2)
+    crew.move(60)
+    assert crew.worlds[1].take(call.bob) == []
+    crew.worlds[2].from_browser(flow, call.of_alice())
+    crew.settle()
+    assert crew.worlds[1].one(call.bob).method == b"BYE"
+
+
 def test_the_party_that_stayed_is_still_watched_by_its_worker():
     """D4: alice moved away from worker 0; bob, who is at worker 1, vanishes: she hears of it where she is."""
     crew = Crew(3)

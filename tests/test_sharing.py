@@ -138,7 +138,7 @@ def test_what_is_taken_back_is_taken_back_everywhere():
     workers[0].register(ONE, 1.0)
     workers[0].bind(1.0, binding(ONE))
     exchange(workers, 1.0)
-    workers[2].directory.forget(AOR, INSTANCE, 1, CONTACT)
+    workers[2].directory.forget(AOR, INSTANCE, 1, CONTACT, 2.0)
     workers[2].bind(2.0)
     exchange(workers, 2.0)
     for worker in workers:

@@ -38,7 +38,7 @@ Change = Registered | Bound | Gone
 
 
 class Directory:
-    """Flows, registrations and bindings, as one worker knows them. `reconnect_grace` is of [sip], in seconds (G2)."""
+    """Flows, registrations and bindings, as one worker knows them. `reconnect_grace` is of [sip]: seconds (D3, G2)."""
 
     def __init__(
         self,
@@ -55,7 +55,11 @@ class Directory:
         """AORs whose bindings changed since somebody who stores them set it to an empty set."""
         self._flows = KnownFlows()
         self._registrations = Registrations(
-            self._flows, max_registrations, changed=self._registration_changed, release=self._release_flow
+            self._flows,
+            max_registrations,
+            reconnect_grace,
+            changed=self._registration_changed,
+            release=self._release_flow,
         )
         self._bindings = Bindings(
             self._flows, max_bindings, reconnect_grace, changed=self._bindings_changed, release=self._release_flow
@@ -124,7 +128,7 @@ class Directory:
         """A 2xx to REGISTER: the newer flow supersedes the older one (R4, R6). False when a table is full."""
         key = registration.key
         if registration.expires_at <= now:
-            self._take_back(key)
+            self._take_back(key, now)
             return True
         if not self._registrations.remember(registration, now):
             return False
@@ -136,17 +140,17 @@ class Directory:
         """A registration of an earlier process; whatever the other workers know of it is newer."""
         return self._registrations.remember(registration, now)
 
-    def forget(self, aor: bytes, instance: bytes, reg_id: int, contact: bytes) -> None:
+    def forget(self, aor: bytes, instance: bytes, reg_id: int, contact: bytes, now: float) -> None:
         """The registration was taken back (R4)."""
-        self._take_back(registration_key(aor, instance, reg_id, contact))
+        self._take_back(registration_key(aor, instance, reg_id, contact), now)
 
-    def forget_all(self, aor: bytes) -> None:
+    def forget_all(self, aor: bytes, now: float) -> None:
         """`Contact: *` took back every registration of the AOR."""
         for key in self._registrations.keys_of(aor):
-            self._take_back(key)
+            self._take_back(key, now)
 
-    def _take_back(self, key: RegistrationKey) -> None:
-        self._registrations.forget(key)
+    def _take_back(self, key: RegistrationKey, now: float) -> None:
+        self._registrations.forget(key, now)
         self._tell(Registered(key))
 
     def registration(self, key: RegistrationKey) -> Registration | None:
@@ -174,7 +178,7 @@ class Directory:
         return self._registrations.is_registered(id_, now)
 
     def is_registered_through(self, flow: bytes) -> bool:
-        """True when a registration is known by this flow, its newest one or an older."""
+        """True when a registration, also one that is over, is known by this flow, its newest one or an older."""
         return self._registrations.is_known_by(flow)
 
     def flows_of(self, key: RegistrationKey) -> list[bytes]:
@@ -295,7 +299,7 @@ class Directory:
     def learn_taken_back(self, key: RegistrationKey, at: float) -> None:
         """A registration was taken back at another worker at `at`."""
         if self._registrations.registered_at(key) <= at:
-            self._registrations.forget(key)
+            self._registrations.forget(key, at)
 
     def learn_binding(self, binding: Binding, now: float) -> bool:
         """A binding as another worker knows it. False when we know a newer one, or the table is full."""

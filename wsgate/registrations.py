@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from wsgate.expiries import Expiries
@@ -51,15 +51,18 @@ def registration_key(aor: bytes, instance: bytes, reg_id: int, contact: bytes) -
 
 
 class Registrations:
-    """The table of registrations, at most `limit`.
+    """The table of registrations, at most `limit` with those that are over.
 
     `changed` is called with each that came, changed or went, `release` with a flow that none is known by any more.
+    Of one that is over the flows stay known until the newest has been gone for `grace_seconds`: a client whose
+    registration ran out while it was away, or that takes all back before it registers anew, is the same one still (D3).
     """
 
     def __init__(
         self,
         flows: KnownFlows,
         limit: int,
+        grace_seconds: float,
         *,
         changed: Callable[[RegistrationKey], None],
         release: Callable[[bytes], None],
@@ -67,6 +70,7 @@ class Registrations:
         self._flows = flows
         self._release = release
         self._limit = limit
+        self._grace_seconds = grace_seconds
         self._changed = changed
         self._registrations: dict[RegistrationKey, Registration] = {}
         self._registered_at: dict[RegistrationKey, float] = {}
@@ -76,6 +80,8 @@ class Registrations:
         self._keys_of_flow: dict[bytes, set[RegistrationKey]] = {}
         self._keys_of_aor: dict[bytes, set[RegistrationKey]] = {}
         self._expiries: Expiries[RegistrationKey] = Expiries()
+        self._past: dict[RegistrationKey, None] = {}
+        self._past_expiries: Expiries[RegistrationKey] = Expiries()
 
     def __len__(self) -> int:
         return len(self._registrations)
@@ -97,7 +103,7 @@ class Registrations:
         return self._registered_at.get(key, 0.0)
 
     def is_known_by(self, flow: bytes) -> bool:
-        """True when a registration is known by this flow, its newest one or an older."""
+        """True when a registration, also one that is over, is known by this flow, its newest one or an older."""
         return flow in self._keys_of_flow
 
     def remember(self, registration: Registration, now: float) -> bool:
@@ -110,17 +116,31 @@ class Registrations:
             self._take_in(key, registration, expires_at)
             self._flows.note_use(registration.flow, now)
             return True
-        keys = self._keys_of_flow.get(registration.flow, ())
-        if key not in keys and len(keys) >= MAX_REGISTRATIONS_PER_FLOW:
-            return False
         if known is None and len(self._registrations) >= self._limit:
+            return False
+        if not self._has_room(key, registration.flow):
             return False
         self._drop_handle(key)
         self._take_in(key, registration, expires_at)
         if known is None:
             self._key_of_id[registration.id] = key
+            self._past.pop(key, None)
+            self._past_expiries.discard(key)
         self._keys_of_aor.setdefault(registration.aor, set()).add(key)
         self._add_flow(key, registration.flow, now)
+        return True
+
+    def _has_room(self, key: RegistrationKey, flow: bytes) -> bool:
+        """True when this one may be known by this flow; one that is over goes first."""
+        if key not in self._flows_of_key and len(self._flows_of_key) >= self._limit:
+            self._drop_past(next(iter(self._past)))
+        keys = self._keys_of_flow.get(flow, ())
+        if key in keys or len(keys) < MAX_REGISTRATIONS_PER_FLOW:
+            return True
+        over = next((other for other in keys if other in self._past), None)
+        if over is None:
+            return False
+        self._drop_past(over)
         return True
 
     def _take_in(self, key: RegistrationKey, registration: Registration, expires_at: float) -> None:
@@ -151,8 +171,8 @@ class Registrations:
         self._registered_at[key] = at
         return True
 
-    def forget(self, key: RegistrationKey) -> None:
-        """The registration is over, with all its flows."""
+    def forget(self, key: RegistrationKey, now: float) -> None:
+        """The registration is over. Its flows stay known for as long as the same client may come back to its calls."""
         self._drop_handle(key)
         registration = self._registrations.pop(key, None)
         if registration is None:
@@ -165,6 +185,21 @@ class Registrations:
         keys.discard(key)
         if not keys:
             del self._keys_of_aor[registration.aor]
+        self._past[key] = None
+        self._keep_past(key, now)
+
+    def _keep_past(self, key: RegistrationKey, now: float) -> None:
+        """One that is over: keep its flows until the newest has been gone for the time of grace."""
+        gone_since = self._flows.gone_since(self._flows_of_key[key][-1])
+        until = (now if gone_since is None else gone_since) + self._grace_seconds
+        if until > now:
+            self._past_expiries.set(key, until)
+        else:
+            self._drop_past(key)
+
+    def _drop_past(self, key: RegistrationKey) -> None:
+        del self._past[key]
+        self._past_expiries.discard(key)
         for flow in self._flows_of_key.pop(key):
             self._drop_key_of_flow(flow, key)
 
@@ -172,17 +207,20 @@ class Registrations:
         """Forget those that have ended; returns them."""
         ended = [self._registrations[key] for key in self._expiries.due(now)]
         for registration in ended:
-            self.forget(registration.key)
+            self.forget(registration.key, now)
+        for key in self._past_expiries.due(now):
+            self._keep_past(key, now)
         return ended
 
     def next_timer(self) -> float | None:
-        """When the next one ends, or None."""
-        return self._expiries.next_timer()
+        """When the next one ends, or the time of one that has ended; None where there is none."""
+        times = (self._expiries.next_timer(), self._past_expiries.next_timer())
+        return min((time for time in times if time is not None), default=None)
 
     def through(self, flow: bytes) -> list[Registration]:
         """What is registered through `flow` now; not what a newer flow took over."""
-        found = (self._registrations[key] for key in self._keys_of_flow.get(flow, ()))
-        return [registration for registration in found if registration.flow == flow]
+        found = map(self._registrations.get, self._keys_of_flow.get(flow, ()))
+        return [registration for registration in found if registration is not None and registration.flow == flow]
 
     def newest_flow(self, aor: bytes, instance: bytes, reg_id: int, contact: bytes) -> bytes | None:
         """The open flow of that registration, or None (D3)."""
@@ -212,17 +250,16 @@ class Registrations:
 
         A flow on which all is registered for one AOR is inherited whatever the Contact, without `contact` any flow is.
         """
-        for key in self._clients(flow, contact):
-            newest = self._registrations[key].flow
-            if newest != flow and self._flows.is_open(newest):
-                return newest
+        for registration in self._clients(flow, contact):
+            if registration.flow != flow and self._flows.is_open(registration.flow):
+                return registration.flow
         return None
 
     def ancestors(self, flow: bytes) -> set[bytes]:
         """The older flows whose registrations `flow` took over."""
         found: set[bytes] = set()
         for key in self._keys_of_flow.get(flow, ()):
-            if self._registrations[key].flow == flow:
+            if self._flows_of_key[key][-1] == flow:
                 found.update(self._flows_of_key[key])
         return found - {flow}
 
@@ -230,17 +267,18 @@ class Registrations:
         """True when `new_flow` took over a registration that `old_flow` once had (D3, W2); `contact` as for `heir`."""
         if old_flow == new_flow:
             return False
-        return any(self._registrations[key].flow == new_flow for key in self._clients(old_flow, contact))
+        return any(registration.flow == new_flow for registration in self._clients(old_flow, contact))
 
-    def _clients(self, flow: bytes, contact: bytes | None) -> Collection[RegistrationKey]:
+    def _clients(self, flow: bytes, contact: bytes | None) -> list[Registration]:
         """Whose registrations count for a dialog: only those of one AOR inherit (D3).
 
         Behind another edge many users share a flow, and one who moves away takes along no call of the others.
         """
         keys = self._keys_of_flow.get(flow, ())
+        found = [registration for key in keys if (registration := self._registrations.get(key)) is not None]
         if contact is None or len(keys) < 2 or len({key[0] for key in keys}) == 1:
-            return keys
-        return [key for key in keys if self._registrations[key].contact == contact]
+            return found
+        return [registration for registration in found if registration.contact == contact]
 
     def _add_flow(self, key: RegistrationKey, flow: bytes, now: float) -> None:
         self._keys_of_flow.setdefault(flow, set()).add(key)

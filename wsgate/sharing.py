@@ -210,13 +210,13 @@ class Sharing:
         directory = self._directory
         registration = _read_registration(value)
         flows = [bytes.fromhex(flow) for flow in flow_texts]
-        before = directory.registration(registration.key)
+        before = directory.flows_of(registration.key)
         self._learn_place(registration.flow, place)
         if not directory.learn_registration(registration, flows, at, now):
             return
         self._learn_gone(registration.flow, place, now)
         worker = directory.worker_of(registration.flow)
-        if worker is not None and before is not None and before.flow != registration.flow:
+        if worker is not None and before[-1:] != [registration.flow]:
             # Rule D3: the client of these dialogs is there now.
             for dialog in self._hand_over(directory.flows_of(registration.key)[:-1]):
                 self._say((worker,), "dialog", dialog)

@@ -241,7 +241,7 @@ class Registrar:
         kept = {_key(binding) for binding in new}
         removed = tuple(binding for binding in old if _key(binding) not in kept)
         for binding in removed:
-            directory.forget(aor, binding.instance, binding.reg_id, binding.contact)
+            directory.forget(aor, binding.instance, binding.reg_id, binding.contact, now)
         for binding in registered:
             if binding.flow:
                 registration = Registration(

@@ -111,7 +111,7 @@ class Services:
             handle = partial(retain.flow.handle, self._flows.tokens)
             found = registrations(retain.flow.id, retain.request, retain.response, now, handle)
             if found is None:
-                self._directory.forget_all(parse_uri(retain.request.to_uri).address_of_record)
+                self._directory.forget_all(parse_uri(retain.request.to_uri).address_of_record, now)
                 return
         except ProtocolError:
             self._counters.count("sip_malformed_contacts")
