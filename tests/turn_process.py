@@ -60,7 +60,10 @@ class TurnProcess:
 
     def __exit__(self, *_: object) -> None:
         self.process.send_signal(signal.SIGTERM)
-        output, _ = self.process.communicate(timeout=10)
+        try:
+            output, _ = self.process.communicate(timeout=30)
+        finally:
+            self.process.kill()
         self.counters = json.loads(output or "{}")
 
     def cpu_seconds(self) -> tuple[float, float]:

@@ -267,9 +267,9 @@ class Supervisor:
         if not self._served:
             raise StartError(reason)
         delay = worker.wait_for_restart()
-        logger.error("%s; starting another in %g seconds", reason, delay)
         if delay > WAITING_SECONDS and any(other.state is State.RUNNING for other in self._workers):
             self._closed.setdefault(worker.number, []).extend(sockets.close_streams(self._sockets, worker.number))
+        logger.error("%s; starting another in %g seconds", reason, delay)
         if worker.number in self._asked:
             self._asked.discard(worker.number)
             self._conclude_reload()

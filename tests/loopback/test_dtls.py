@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from OpenSSL import SSL
 
-from tests.loopback.turn_site import Phone, Site, eventually, silent, udp
+from tests.loopback.turn_site import PATIENCE_SECONDS, Phone, Site, eventually, silent, udp
 from tests.turn_process import write_certificate
 from wsgate.guard import Guard, LimitSettings
 from wsgate.net import dtls
@@ -75,8 +75,8 @@ class Secured:
         self.flights: list[bytes] = []
         self._lose = set(lose)
 
-    def handshake(self) -> Secured:
-        deadline = time.monotonic() + 8
+    def handshake(self, seconds: float = PATIENCE_SECONDS) -> Secured:
+        deadline = time.monotonic() + seconds
         while True:
             try:
                 self.connection.do_handshake()
@@ -95,7 +95,7 @@ class Secured:
         except TimeoutError:
             self.connection.DTLSv1_handle_timeout()
         finally:
-            self.socket.settimeout(5)
+            self.socket.settimeout(PATIENCE_SECONDS)
 
     def flush(self) -> None:
         data = dtls._pending(self.connection)
@@ -267,7 +267,7 @@ def test_a_client_that_starts_anew_from_its_port(make_site: Callable[..., Secure
 
 
 def test_who_does_nothing_is_forgotten(make_site: Callable[..., SecureSite], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dtls, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(dtls, "IDLE_SECONDS", 1.0)
     site = make_site()
     busy = Phone(site, sock=Secured(site).handshake())
     busy.allocate()
@@ -279,7 +279,7 @@ def test_who_does_nothing_is_forgotten(make_site: Callable[..., SecureSite], mon
 def test_a_handshake_that_does_not_end_is_forgotten(
     make_site: Callable[..., SecureSite], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dtls, "IDLE_SECONDS", 0.6)
+    monkeypatch.setattr(dtls, "IDLE_SECONDS", 1.0)
     monkeypatch.setattr(dtls, "CHECK_SECONDS", 0.1)
     site = make_site()
     client = Secured(site)
@@ -300,8 +300,9 @@ def test_associations_of_an_address_are_limited(make_site: Callable[..., SecureS
         Secured(site).handshake()
     third = Secured(site)
     with pytest.raises((SSL.Error, AssertionError)):
-        third.handshake()
+        third.handshake(3)
     assert len(site.dtls) == 2
+    assert site.counters["turn_streams_refused"] > 0
 
 
 def kind(first: int) -> str:

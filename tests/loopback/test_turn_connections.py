@@ -17,7 +17,7 @@ from gevent.server import StreamServer
 
 from tests.loopback.test_turn_stream import Site, closed
 from tests.loopback.test_turn_stream import make_site as make_site  # noqa: PLC0414 - a fixture
-from tests.loopback.turn_site import StreamPhone, eventually, udp
+from tests.loopback.turn_site import PATIENCE_SECONDS, StreamPhone, eventually, udp
 from tests.turn_process import REALM, USER
 from wsgate.addr import Address
 from wsgate.net import turn_connections
@@ -41,7 +41,7 @@ class Peer:
         self.address = Address(PEER_HOST, self._server.server_port)
 
     def _handle(self, sock: Any, _source: Any) -> None:
-        sock.settimeout(10)
+        sock.settimeout(PATIENCE_SECONDS)
         self.accepted.append(sock)
         gevent.sleep(3600)
 
@@ -155,9 +155,9 @@ def test_what_the_peer_said_before_the_claim_is_not_lost(site: Site, peer: Peer,
 
 def test_a_peer_connects(site: Site, tls: bool) -> None:
     control = Control(site, tls)
-    assert closed(green.create_connection(control.relayed, 5)), "it has no permission"
+    assert closed(green.create_connection(control.relayed, PATIENCE_SECONDS)), "it has no permission"
     control.permit((PEER_HOST, 1))
-    far = green.create_connection(control.relayed, 5, (PEER_HOST, 0))
+    far = green.create_connection(control.relayed, PATIENCE_SECONDS, (PEER_HOST, 0))
     source, number = control.attempt()
     assert source == far.getsockname()[:2]
     data = control.claim(number)
@@ -212,7 +212,7 @@ def test_a_slow_reader_stops_the_other_side_and_loses_nothing(site: Site, peer: 
             found.update(piece)
             left -= len(piece)
         assert found.hexdigest() == expected
-        done.join(5)
+        done.join(PATIENCE_SECONDS)
         assert done.successful()
     grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown_kib < 6 * 1024
@@ -259,7 +259,7 @@ def test_everything_ends_with_the_control_stream(site: Site, peer: Peer, tls: bo
     assert closed(data)
     eventually(lambda: site.server.allocations == 0)
     with pytest.raises(OSError, match="refused"):
-        green.create_connection(control.relayed, 5)
+        green.create_connection(control.relayed, PATIENCE_SECONDS)
 
 
 def test_nobody_there_is_447_and_forbidden_is_403(site: Site, tls: bool) -> None:
@@ -358,7 +358,7 @@ def test_the_bandwidth_of_a_user_slows_tcp_down_and_loses_nothing(make_site: Cal
     assert exactly(far, len(blob)) == exactly(data, len(blob)) == blob
     assert time.monotonic() - began >= 0.45
     assert site.counters["turn_bandwidth_waits"] > 0
-    gevent.joinall([upward, downward], 5, raise_error=True)
+    gevent.joinall([upward, downward], PATIENCE_SECONDS, raise_error=True)
     assert len(site.relay.connections._waiting) <= 2
 
 

@@ -219,13 +219,13 @@ def test_h1_503_with_retry_after_when_overloaded() -> None:
 
 def test_upgrades_per_second() -> None:
     with running(limits=LimitSettings(upgrades_per_second=1)) as server:
-        statuses = []
-        for _ in range(4):
+        statuses: list[int] = []
+        while 503 not in statuses and len(statuses) < 100:
             browser = Browser(server.connect())
             statuses.append(browser.ask(head())[0])
             browser.close()
         assert statuses[:2] == [101, 101]
-        assert 503 in statuses[2:]
+        assert statuses[-1] == 503
 
 
 @pytest.mark.parametrize("start", [b"", b"G", b"GET /ws HTTP/1.1\r\nHost: x\r\n"])
@@ -247,7 +247,7 @@ def test_a_kept_connection_ends_when_nothing_comes(monkeypatch: pytest.MonkeyPat
 
 
 def test_an_open_websocket_outlives_the_handshake_timeout() -> None:
-    settings = WebSocketSettings(handshake_timeout=0.1, ping_interval=0.3)
+    settings = WebSocketSettings(handshake_timeout=1.0, ping_interval=1.5)
     with running(Recorder(echo), websocket=settings) as server:
         browser = server.browser()
         assert browser.read_frame() == (Opcode.PING, b"")

@@ -23,6 +23,8 @@ from wsgate.turn.values import PasswordAlgorithm
 
 PEER_HOST = "127.0.0.2"
 QUIET_SECONDS = 0.2
+PATIENCE_SECONDS = 20.0
+"""For what has to come."""
 
 
 class Clock:
@@ -62,7 +64,7 @@ class Site:
 def udp(host: str = "127.0.0.1") -> Any:
     sock = green.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
     sock.bind((host, 0))
-    sock.settimeout(5)
+    sock.settimeout(PATIENCE_SECONDS)
     return sock
 
 
@@ -74,12 +76,12 @@ def silent(sock: Any) -> bool:
     except TimeoutError:
         return True
     finally:
-        sock.settimeout(5)
+        sock.settimeout(PATIENCE_SECONDS)
     return False
 
 
 def eventually(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         assert time.monotonic() < deadline
         gevent.sleep(0.005)

@@ -92,7 +92,7 @@ class Running:
 
     def connect(self) -> Any:
         """A TCP connection to it."""
-        return gevent_socket.create_connection((self.host, self.port), timeout=10)
+        return gevent_socket.create_connection((self.host, self.port), timeout=20)
 
     def connect_tls(self) -> Any:
         """A TLS connection to it."""
@@ -161,7 +161,7 @@ def head(method: str = "GET", path: str = "/ws", version: str = "HTTP/1.1", **ch
     return ("\r\n".join([f"{method} {path} {version}", *lines]) + "\r\n\r\n").encode("latin-1")
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
+def wait_until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
     """Let the others run until `condition` holds."""
     deadline = now() + seconds
     while not condition():
