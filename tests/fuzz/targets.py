@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from tests.fuzz import edge, sip, state, turn, web, websocket
+from tests.fuzz import discovery, dns, dtls, edge, sip, state, turn, web, websocket
 from tests.fuzz.target import Target
 
 TARGETS: dict[str, Target] = {
-    target.name: target for module in (websocket, web, sip, edge, turn, state) for target in module.TARGETS
+    target.name: target
+    for module in (websocket, web, sip, edge, turn, state, dns, dtls, discovery)
+    for target in module.TARGETS
 }

@@ -5,20 +5,24 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import dns.message
+import dns.rrset
 import gevent
+import gevent.socket
 import pytest
 
 from tests.dns_server import DnsServer, Fault
 from wsgate.addr import Address, Transport
 from wsgate.metrics import Counters
 from wsgate.net.clock import now
-from wsgate.net.nameserver import Nameservers, parse_hosts, parse_resolv_conf
+from wsgate.net.nameserver import MAX_RESPONSE_BYTES, Nameservers, parse_hosts, parse_resolv_conf, readable
 from wsgate.net.resolver import AnswerCache, Resolver, ResolverSettings
 from wsgate.sip.location import Answer, Kind, Outcome, Question
 from wsgate.sip.targets import BackendSettings
@@ -303,6 +307,50 @@ def test_n5_many_silent_questions_hold_up_no_other_backend(server: DnsServer, ma
     begin = time.monotonic()
     assert tried(resolver, "fast") == ["UDP 127.0.2.1:5060"]
     assert time.monotonic() - begin < 9
+
+
+def test_n5_an_answer_that_takes_long_to_read_stands_in_nobodys_way() -> None:
+    """Names of many labels cost dnspython milliseconds each."""
+    name = "a." * 100 + "example.com"
+    query = dns.message.make_query(name, "SRV")
+    question = query.to_wire()[12 : 12 + len(name) + 2 + 4]
+    aliases = [b"\3%03x\xc0\x0c\0\5\0\1\0\0\0\x3c\0\2\xc0\x0c" % number for number in range(800)]
+    ticks, ticks_at_answer = [0], []
+
+    def tick() -> None:
+        while True:
+            ticks[0] += 1
+            gevent.sleep(0.001)
+
+    def serve(plain: socket.socket) -> None:
+        gevent.socket.wait_read(plain.fileno())
+        data, source = plain.recvfrom(512)
+        counts = struct.pack("!HHHH", 1, len(aliases), 0, 0)
+        plain.sendto(data[:2] + b"\x84\0" + counts + question + b"".join(aliases), source)
+        ticks_at_answer.append(ticks[0])
+
+    with silent_server() as plain:
+        greenlets = [gevent.spawn(tick), gevent.spawn(serve, plain)]
+        servers = Nameservers((Address(*plain.getsockname()),), 30.0, 30.0, Counters())
+        assert servers.ask(Question(name, Kind.SRV)).outcome is not Outcome.RECORDS
+        gevent.killall(greenlets)
+    assert ticks[0] - ticks_at_answer[0] > 10
+
+
+def test_n5_a_giant_answer_is_none() -> None:
+    name, addresses = "pbx.example.com.", [f"192.0.2.{number}" for number in range(250)]
+    responses = []
+    for owners in (1, 5):
+        response = dns.message.make_response(dns.message.make_query(name, "A"))
+        response.answer = [
+            dns.rrset.from_text(name if number == 0 else f"h{number}.{name}", 60, "IN", "A", *addresses)
+            for number in range(owners)
+        ]
+        responses.append(response.to_wire(max_size=65535))
+    small, giant = responses
+    assert len(small) < MAX_RESPONSE_BYTES < len(giant)
+    assert readable(small) is not None
+    assert readable(giant) is None
 
 
 def test_the_same_question_is_asked_once(server: DnsServer, make: Make) -> None:
