@@ -10,7 +10,7 @@ SECONDS = 5.0
 
 
 def test_a_few_seconds_leave_nothing_behind(tmp_path: Path) -> None:
-    assert soak(SECONDS, tmp_path, rounds=1, is_thorough=False) == []
+    assert soak(Soak(tmp_path), SECONDS, rounds=1, is_thorough=False) == []
 
 
 def test_what_grows_is_named(tmp_path: Path) -> None:

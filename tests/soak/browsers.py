@@ -6,21 +6,17 @@ import itertools
 import os
 import random
 import re
-import struct
+import time
 from collections import Counter
 from typing import Any
 
 import gevent
-from gevent import socket
 from gevent.event import AsyncResult
 
 from tests.interop.raw import answer, header, headers, sip
 from tests.interop.registration import DOMAIN, PASSWORD, authorization
-from wsgate.addr import Address
-from wsgate.turn import stun
-from wsgate.turn.auth import long_term_key
-from wsgate.turn.stun import Integrity, MessageClass, Method
-from wsgate.turn.values import ErrorCode, PasswordAlgorithm
+from tests.soak.places import Places, connected
+from tests.soak.relays import NotRelayed, Refused, relay
 from wsgate.ws.connection import Closed, Connection, Message, Role, WebSocketSettings
 from wsgate.ws.handshake import ClientHandshake
 
@@ -28,10 +24,9 @@ FAR_DOMAIN = "far.test"
 """Its SIP server is restarted now and then; DOMAIN is served by the embedded registrar."""
 ANSWER_SECONDS = 40.0
 """Longer than timers B and F (RFC 3261 §17): by then everything but a ringing INVITE has its answer."""
-PEER_HOST = "127.0.0.2"
-"""At the relay's own address only other relayed addresses are peers (P5)."""
 EXPIRES_SECONDS = 5
-ALLOCATION_SECONDS = 5
+FRESH_SECONDS = 2.5
+"""What a registration has to have before it ends, for TURN credentials to be used."""
 CALL_STATUSES = {200, 404, 408, 480, 486, 487, 500, 503}
 """What a call may end with when users and servers come and go (table A)."""
 CREDENTIALS = re.compile(rb'X-Turn-Credentials: username="([^"]+)", password="([^"]+)"')
@@ -51,11 +46,11 @@ class Lost(Exception):
 class WebSocket:
     """A browser's connection; requests that come in are answered with 200 at once."""
 
-    def __init__(self, address: tuple[str, int], contact: str) -> None:
-        self._socket: Any = socket.create_connection(address, timeout=ANSWER_SECONDS)
+    def __init__(self, places: Places, contact: str) -> None:
+        self._socket = connected(places.web, places.tls, ANSWER_SECONDS)
         self._contact = contact
         self._waiting: dict[bytes, AsyncResult[bytes]] = {}
-        handshake = ClientHandshake("{}:{}".format(*address), "/ws", os.urandom)
+        handshake = ClientHandshake("{}:{}".format(*places.web), "/ws", os.urandom)
         self._socket.sendall(handshake.request)
         rest = None
         while rest is None:
@@ -134,11 +129,12 @@ def _branch(message: bytes) -> bytes:
 class User:
     """One person: a life is a page that is opened, used and left."""
 
-    def __init__(self, name: str, gateway: tuple[str, int], turn: tuple[str, int], done: Counter[str]) -> None:
-        self.name, self._gateway, self._turn, self._done = name, gateway, turn, done
+    def __init__(self, name: str, places: Places, done: Counter[str]) -> None:
+        self.name, self._places, self._done = name, places, done
         self._chance = random.Random(name)
         self._web_socket: WebSocket | None = None
         self._credentials: tuple[str, str] | None = None
+        self._registered_at = 0.0
         self._cseq = 0
         self._host = ""
 
@@ -147,7 +143,7 @@ class User:
         self._credentials = None
         self._host = f"{self.name}-{next(_numbers)}.invalid"
         try:
-            self._web_socket = WebSocket(self._gateway, self._contact)
+            self._web_socket = WebSocket(self._places, self._contact)
             self._register(EXPIRES_SECONDS)
             for _ in range(self._chance.randrange(1, 6)):
                 self._act(others)
@@ -223,6 +219,7 @@ class User:
         aor = f"<sip:{self.name}@{DOMAIN}>"
         found = self._ask("REGISTER", f"sip:{DOMAIN}", str(expires), to=aor, call_id=f"r-{self._host}")
         self._expect(found, {200}, "registered")
+        self._registered_at = time.monotonic()
         shown = CREDENTIALS.search(found)
         if shown is not None:
             self._credentials = shown[1].decode(), shown[2].decode()
@@ -252,62 +249,17 @@ class User:
         self._expect(self._ask("BYE", target, *routes, call_id=call_id, to=to), CALL_STATUSES | {481}, "hung up")
 
     def _relay(self) -> None:
-        """Allocate, bind a channel to a peer, have ten packets brought back by it; mostly the allocation is freed."""
+        # The credentials are good as long as the registration is (A5): a call may have taken longer.
+        if time.monotonic() > self._registered_at + EXPIRES_SECONDS - FRESH_SECONDS:
+            self._register(EXPIRES_SECONDS)
         if self._credentials is None:
             raise Wrong("no TURN credentials with a registration (A5)")
-        client, peer = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+        begun = time.monotonic()
         try:
-            peer.bind((PEER_HOST, 0))
-            client.connect(self._turn)
-            client.settimeout(10)
-            peer.settimeout(10)
-            turn = _Turn(client, *self._credentials)
-            lifetime = stun.LIFETIME(ALLOCATION_SECONDS)
-            if not turn.ask(Method.ALLOCATE, stun.REQUESTED_TRANSPORT(17), lifetime):
-                self._done[f"allocations ended with {turn.refusal.code if turn.refusal else 0}"] += 1
-                return
-            address = stun.XOR_PEER_ADDRESS(Address(*peer.getsockname()))
-            if not turn.ask(Method.CHANNEL_BIND, stun.CHANNEL_NUMBER(0x4001), address):
-                raise Wrong(f"ChannelBind was refused with {turn.refusal}")
-            for number in range(10):
-                client.send(struct.pack("!HHI", 0x4001, 4, number))
-                data, source = peer.recvfrom(100)
-                peer.sendto(data, source)
-                if client.recv(100)[4:8] != struct.pack("!I", number):
-                    raise Wrong("another packet came back")
-            if self._chance.random() < 0.7:
-                turn.ask(Method.REFRESH, stun.LIFETIME(0))
-            self._done["relayed"] += 1
-        except TimeoutError:
-            raise Wrong("a relayed packet or an answer is lost on loopback") from None
-        finally:
-            client.close()
-            peer.close()
-
-
-class _Turn:
-    """Requests with credentials that came with a registration."""
-
-    def __init__(self, sock: Any, username: str, password: str) -> None:
-        self._socket, self._username = sock, username
-        self._password, self._realm, self._nonce = password, "", b""
-        self.refusal: ErrorCode | None = None
-        """Why the last request was not granted."""
-
-    def ask(self, method: Method, *fields: Any) -> bool:
-        """True when it was granted."""
-        if not self._nonce:
-            challenge = self._exchange(method, ())
-            self._realm, self._nonce = challenge.get(stun.REALM) or "", challenge.get(stun.NONCE) or b""
-        key = long_term_key(self._username, self._realm, self._password, PasswordAlgorithm.MD5)
-        login = (stun.USERNAME(self._username), stun.REALM(self._realm), stun.NONCE(self._nonce))
-        found = self._exchange(method, (*login, *fields), integrity=(Integrity.SHA1, key))
-        self.refusal = found.get(stun.ERROR_CODE)
-        return found.message_class is MessageClass.SUCCESS
-
-    def _exchange(self, method: Method, fields: Any, **options: Any) -> stun.Message:
-        transaction_id = os.urandom(12)
-        self._socket.send(stun.encode(method, MessageClass.REQUEST, transaction_id, fields, **options))
-        while (found := stun.parse(self._socket.recv(2000))).transaction_id != transaction_id:
-            continue
-        return found
+            self._done[relay(self._places, self._chance, *self._credentials)] += 1
+        except Refused as error:
+            if time.monotonic() < begun + FRESH_SECONDS:
+                raise Wrong(str(error)) from None
+            self._done["allocations came too late"] += 1
+        except NotRelayed as error:
+            raise Wrong(str(error)) from None

@@ -16,6 +16,7 @@ from tests.fuzz.sip import PIECES as SIP_PIECES
 from tests.fuzz.turn import MESSAGES as STUN_MESSAGES
 from tests.fuzz.web import PIECES as HTTP_PIECES
 from tests.fuzz.web import REQUESTS
+from tests.soak.places import Places, connected
 from wsgate.turn import stun
 from wsgate.turn.stun import MessageClass, Method
 from wsgate.ws.frames import Opcode, serialize
@@ -27,11 +28,9 @@ PATIENCE_SECONDS = 1.0
 class Stranger:
     """Does one of all that again and again."""
 
-    def __init__(
-        self, number: int, gateway: tuple[str, int], sip: tuple[str, int], turn: tuple[str, int], done: Counter[str]
-    ) -> None:
+    def __init__(self, number: int, places: Places, done: Counter[str]) -> None:
         self._chance = random.Random(number)
-        self._gateway, self._sip, self._turn, self._done = gateway, sip, turn, done
+        self._places, self._done = places, done
         self._doings = [self._garbage, self._http, self._half, self._frames, self._messages, self._datagrams]
 
     def live(self, others: list[str]) -> None:
@@ -51,8 +50,8 @@ class Stranger:
         return data
 
     def _connected(self) -> Any:
-        sock = socket.create_connection(self._gateway, timeout=PATIENCE_SECONDS)
-        return sock
+        is_clear = self._chance.random() < 0.3
+        return connected(self._places.web, None if is_clear else self._places.tls, PATIENCE_SECONDS)
 
     def _tell(self, data: bytes) -> None:
         """Say something on a connection and hear what comes of it."""
@@ -100,7 +99,7 @@ class Stranger:
     def _datagrams(self) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             for _ in range(20):
-                sock.sendto(self._spoiled(self._chance.choice(MESSAGES), SIP_PIECES), self._sip)
-                sock.sendto(self._spoiled(self._chance.choice(STUN_MESSAGES), []), self._turn)
+                sock.sendto(self._spoiled(self._chance.choice(MESSAGES), SIP_PIECES), self._places.sip)
+                sock.sendto(self._spoiled(self._chance.choice(STUN_MESSAGES), []), self._places.turn)
                 request = stun.encode(Method.ALLOCATE, MessageClass.REQUEST, os.urandom(12), ())
-                sock.sendto(self._chance.choice((request, self._chance.randbytes(30))), self._turn)
+                sock.sendto(self._chance.choice((request, self._chance.randbytes(30))), self._places.turn)
