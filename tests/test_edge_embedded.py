@@ -125,6 +125,26 @@ def test_each_instance_is_called_on_its_newest_flow_with_its_contact():
     assert [message.header(b"max-breadth") for message in (first, second)] == [b"30", b"30"]
 
 
+@pytest.mark.parametrize(
+    ("contact", "uri"),
+    [
+        ("sip:bob@abc.invalid;transport=ws;method=BYE?Route=%3Csip:9.9.9.9%3E", "sip:bob@abc.invalid;transport=ws"),
+        ("sip:bob@abc.invalid?Subject=x", "sip:bob@abc.invalid"),
+        ("sip:b?b;method=x@[2001:db8::1]:5060;%6Dethod=x;lr;a=%20", "sip:b?b;method=x@[2001:db8::1]:5060;lr;a=%20"),
+    ],
+)
+def test_what_a_request_uri_may_not_hold_is_taken_off_a_contact(contact: str, uri: str):
+    """RFC 3261 §16.6 step 2, §19.1.1: the method and headers; wsgate itself would answer 400 to it (table A)."""
+    world = Office()
+    alice, bob = world.browser(port=40000), world.browser(port=40001)
+    world.register_browser(alice, "alice")
+    via = "SIP/2.0/WSS abc.invalid;branch=z9hG4bKreg9"
+    world.from_browser(bob, world.registering("bob", f"<{contact}>", via=via))
+    assert contact.encode() in (world.one(bob).header(b"contact") or b"")
+    located(world, alice, invite("sip:bob@example.com"))
+    assert world.one(bob).uri == uri.encode()
+
+
 @pytest.mark.parametrize("status", [430, 408])
 def test_when_a_flow_fails_the_next_flow_of_the_instance_is_tried(status: int):
     """RFC 5626 §7: 430 and 408 are no answer of the instance."""

@@ -10,7 +10,7 @@ from wsgate.addr import Address, Hop
 from wsgate.errors import ProtocolError
 from wsgate.sip.edit import Edit
 from wsgate.sip.flow import Flow, RandomBytes
-from wsgate.sip.headers import Uri, parse_name_addr, parse_uri, with_parameters
+from wsgate.sip.headers import Uri, in_request_line, parse_name_addr, parse_uri, with_parameters
 from wsgate.sip.message import Message
 from wsgate.sip.names import Names, side_uri, via_value
 from wsgate.sip.rewriting import Changes
@@ -116,7 +116,7 @@ def for_loose_routing(message: Message, is_own_route: Callable[[Uri], bool]) -> 
     if not values:
         return message
     edit = Edit(message)
-    edit.request_uri(parse_name_addr(values[-1]).uri)
+    edit.request_uri(in_request_line(parse_name_addr(values[-1]).uri))
     edit.remove(b"route")
     # As if it were our Route: from there on it is one, with its token.
     edit.insert_first(b"Route", b"<%b>" % message.uri, *values[:-1])
@@ -186,12 +186,13 @@ class Composer:
         `contacts` are the Contact values of a REGISTER to be replaced (rule R5); without `with_path` it gets no Path.
         `forwarded` are header lines of the caller's upgrade, `proof` shows another worker that we wrote this (T3).
         """
+        uri = None if uri is None else in_request_line(uri)
         edit = Edit(message)
         strict = b"" if departure.flow is not None else strict_route(message, drop_routes, routes)
         if strict:
             # RFC 3261 §16.6 step 6: the next hop wants itself in the Request-URI, and what stood there last in Route.
             edit.append(b"Route", b"<%b>" % (message.uri if uri is None else uri))
-            uri = strict
+            uri = in_request_line(strict)
             drop_routes, routes = (drop_routes, routes[1:]) if routes else (drop_routes + 1, ())
         if uri is not None and uri != message.uri:
             edit.request_uri(uri)

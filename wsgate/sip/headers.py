@@ -200,6 +200,21 @@ def parse_uri(raw: bytes) -> Uri:
     return Uri(found[1].lower(), found[2], host, port, parameters, found[6])
 
 
+def in_request_line(uri: bytes) -> bytes:
+    """The URI of a Contact or Route without what a Request-URI may not hold: `method` and headers.
+
+    The rest stays byte for byte (RFC 3261 §16.6 step 2, §19.1.1).
+    """
+    found = _URI.match(uri)
+    if found is None:
+        return uri
+    pieces = (found[5] or b"").split(b";")
+    kept = [piece for piece in pieces if unescape(piece.partition(b"=")[0]).lower() != b"method"]
+    if found[6] is None and len(kept) == len(pieces):
+        return uri
+    return uri[: found.end(4) if found[4] else found.end(3)] + b";".join(kept)
+
+
 def parse_name_addr(raw: bytes) -> NameAddr:
     """name-addr or addr-spec with header parameters. Raises ProtocolError (RFC 3261 §20.10)."""
     raw = raw.strip()

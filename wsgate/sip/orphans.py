@@ -25,6 +25,7 @@ from wsgate.sip.decisions import Arrival, ToDirect, ToFlow, ToSibling
 from wsgate.sip.dialogs import Dialog, DialogState, DialogTable, Found, Side
 from wsgate.sip.flow import FlowTable
 from wsgate.sip.forwarding import Forwarding
+from wsgate.sip.headers import in_request_line
 from wsgate.sip.message import Message
 from wsgate.sip.proxy import Proxy
 from wsgate.sip.settings import SipSettings
@@ -210,7 +211,7 @@ def _message(method: bytes, found: Found, number: int) -> Message | None:
         text
         % (
             method,
-            receiver.target,
+            in_request_line(receiver.target),
             routes,
             found.sender.name,
             receiver.name,
