@@ -43,6 +43,29 @@ def test_every_method_passes_inside_a_dialog_both_ways(method):
     assert world.one(PBX).status == 200
 
 
+@pytest.mark.parametrize("status", [401, 407])
+@pytest.mark.parametrize("from_backend", [True, False])
+def test_a_challenge_to_bye_does_not_end_the_dialog(status: int, from_backend: bool) -> None:
+    """RFC 3261 §22: it comes again with credentials, and D1 (b) and N6 ask the table whether it may pass."""
+    world = World(direct_targets=DIRECT)
+    call = Call(world, world.browser(), contact=DESK_PHONE)
+    target = "sip:bob@198.51.100.50"
+    for cseq, answer in (("2", status), ("3", 200)):
+        assert world.edge.counts()["dialogs"] == 1
+        if from_backend:
+            via = f"SIP/2.0/UDP 198.51.100.50:5060;branch=z9hG4bKd{cseq}"
+            world.from_backend(call.backend_request("BYE", cseq=cseq, via=via), DESK)
+            bye = world.one(call.flow)
+            world.from_browser(call.flow, response(bye, answer, "x"))
+            assert world.one(DESK).status == answer
+        else:
+            world.from_browser(call.flow, call.request("BYE", target, cseq=cseq))
+            bye = world.one(DESK)
+            world.from_backend(response(bye, answer, "x"), DESK)
+            assert world.one(call.flow).status == answer
+    assert world.edge.counts()["dialogs"] == 0
+
+
 # The dialog table
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from wsgate.sip.contexts import Branch, Outcome
 from wsgate.sip.edit import Edit
+from wsgate.sip.tracking import CHALLENGES
 
 CHANGES_THE_REQUEST = (401, 407, 415, 420, 484, 421, 422, 488)
 """What lets the caller send the request again in another form: the first five are those of RFC 3261 §16.7, the others
@@ -36,7 +37,7 @@ def best(branches: Sequence[Branch], *, is_invite: bool) -> Branch | None:
 def merge_challenges(edit: Edit, chosen: Branch, branches: Sequence[Branch]) -> None:
     """A forked request that several refused with 401 or 407 shows all their challenges (RFC 3261 §16.7 step 7)."""
     for branch in branches:
-        if branch is chosen or branch.response is None or branch.response.status not in (401, 407):
+        if branch is chosen or branch.response is None or branch.response.status not in CHALLENGES:
             continue
         for name in (b"WWW-Authenticate", b"Proxy-Authenticate"):
             for value in branch.response.lines(name.lower()):

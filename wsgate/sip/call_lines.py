@@ -16,6 +16,7 @@ from wsgate.sip.decisions import Answer
 from wsgate.sip.dialogs import ENDED_ELSEWHERE, Dialog
 from wsgate.sip.headers import parse_name_addr, parse_uri
 from wsgate.sip.message import Message
+from wsgate.sip.tracking import CHALLENGES
 
 RATE_SECONDS = 60.0
 ANSWERED_LINES = 600
@@ -25,7 +26,6 @@ FAILED_LINES = 120
 LOST_ACK_LINES = 5
 PARTY_BYTES, CALL_ID_BYTES = 80, 64
 """How much of a peer's words one line shows."""
-CHALLENGES = (401, 407)
 
 
 class CallLines:

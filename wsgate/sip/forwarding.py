@@ -27,7 +27,7 @@ from wsgate.sip.message import Message, response_to, warning
 from wsgate.sip.probes import Probe
 from wsgate.sip.rewriting import HANDLE_PARAMETER, contact_uri, restored
 from wsgate.sip.settings import SipSettings
-from wsgate.sip.tracking import Party, Tracker
+from wsgate.sip.tracking import CHALLENGES, Party, Tracker
 from wsgate.sip.transaction import ClientTransaction, Ended, Failure, ServerTransaction, State, TransactionLayer
 
 TurnCredentials = Callable[[Flow, Message, Message, float], tuple[tuple[bytes, bytes], ...]]
@@ -331,14 +331,14 @@ class Forwarding:
         if key is not None:
             context.dialogs[key] = message.status >= 200 or context.dialogs.get(key, False)
         self._calls.response_shown(branch, message, key)
-        self._tracker.answered(context.message, message.status)
+        self._tracker.answered(context.message, message.status, is_ours=context.server is None)
         if context.server is None:
             return
         if _is_orphaned(context, message):
             effects.append(Orphaned(context, message))
         edit = Edit(message)
         edit.drop_values(b"via", 1)  # rule C1: ours alone, the browser's own stays as it is
-        if message.status in (401, 407):
+        if message.status in CHALLENGES:
             merge_challenges(edit, branch, context.branches)
         if context.arrival.flow is None and message.header(b"content-length") is None:
             # Rule I3: a stream needs it, and so does everyone who reads strictly.

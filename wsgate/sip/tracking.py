@@ -22,6 +22,9 @@ BEGINNERS = frozenset((b"INVITE", b"SUBSCRIBE", b"REFER"))
 REFRESHERS = BEGINNERS | {b"UPDATE", b"NOTIFY"}
 """Methods whose Contact is the new remote target (RFC 3261 §12.2, RFC 3311 §5.1, RFC 6665 §4.4.1)."""
 
+CHALLENGES = (401, 407)
+"""What is answered with the same request once more, with credentials."""
+
 NONE_BEGUN: Mapping[Key, bool] = MappingProxyType({})
 
 
@@ -109,9 +112,13 @@ class Tracker:
             if found is not None and found.dialog.state is DialogState.EARLY:
                 self._dialogs.end(found.dialog.key)
 
-    def answered(self, request: Message, status: int) -> None:
-        """The final answer to a request inside a dialog: BYE, NOTIFY `terminated` or 481 to NOTIFY ends it."""
-        if status < 200 or not request.to_tag:
+    def answered(self, request: Message, status: int, *, is_ours: bool = False) -> None:
+        """The final answer to a request inside a dialog: BYE, NOTIFY `terminated` or 481 to NOTIFY ends it.
+
+        A challenge does not: the request comes again with credentials (RFC 3261 §22). Our own has none, and ends all
+        the same (rule D4).
+        """
+        if status < 200 or not request.to_tag or (status in CHALLENGES and not is_ours):
             return
         found = self._dialogs.find(request.call_id, request.from_tag, request.to_tag)
         if found is not None and self._is_last(request, status, found.dialog):
