@@ -330,3 +330,31 @@ def test_a_response_that_lost_the_via_of_the_browser_is_not_shown_to_it(status: 
     joined = b", ".join(invite.values(b"via"))
     world.from_backend(answer.replace(own, b"").replace(invite.values(b"via")[0], joined))
     assert world.one(flow).values(b"via") == [own[5:-2]]
+
+
+# OPTIONS for wsgate itself
+
+
+@pytest.mark.parametrize("from_backend", [True, False])
+def test_g1_options_for_us_needs_no_hop_and_is_refused_what_we_do_not_know(from_backend: bool) -> None:
+    """RFC 3261 §8.1.1.6, §8.2.2.3, §11.2: servers ask so whether we live, with Max-Forwards 0."""
+    world = World()
+    flow = world.browser()
+
+    def asked(*headers: str, uri: str = "sip:192.0.2.1:5060", **fields: str) -> Message:
+        data = (backend_request if from_backend else request)("OPTIONS", uri, *headers, **fields)
+        if from_backend:
+            world.from_backend(data)
+            return world.one(PBX)
+        world.from_browser(flow, data)
+        return world.one(flow)
+
+    answer = asked(max_forwards="0")
+    assert answer.status == 200
+    assert answer.header(b"supported") == b"path, outbound"
+    assert asked("Require: path, Outbound").status == 200
+    answer = asked("Require: foo, path", "Require: bar")
+    assert (answer.status, answer.header(b"unsupported")) == (420, b"foo, bar")
+    for uri in ("sip:bob@192.0.2.1:5060", "sip:example.com", "sip:192.0.2.9"):
+        assert asked(uri=uri, max_forwards="0").status == 483, uri
+    assert asked("Route: <sip:198.51.100.7;lr>", max_forwards="0").status == 483

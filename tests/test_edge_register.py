@@ -17,7 +17,7 @@ def registering(*headers: str, uri: str = "sip:example.com", **fields: str) -> b
     return request("REGISTER", uri, *(headers or (CONTACT,)), **({"to": TO} | fields))
 
 
-def test_a_register_with_max_forwards_0_is_answered_483():
+def test_a_register_with_max_forwards_0_that_would_go_on_is_answered_483():
     """R1; 3261 §16.3."""
     world = World()
     flow = world.browser()

@@ -402,3 +402,11 @@ def test_who_knows_a_call_gets_in_by_its_token_and_no_other_way():
     world.from_backend(backend_request("INFO", "sip:bob@example.com", *routes, **tags), PBX)
     assert world.one(PBX).status == 404
     assert world.sent == []
+
+
+def test_a_register_that_ends_here_needs_no_hop() -> None:
+    """RFC 3261 §8.1.1.6, §10.3: Max-Forwards counts those who pass a request on."""
+    world = Office()
+    flow = world.browser()
+    world.from_browser(flow, request("REGISTER", "sip:example.com", max_forwards="0", to="<sip:alice@example.com>"))
+    assert world.one(flow).status == 401

@@ -90,7 +90,7 @@ class Proxy:
 
     def decide(self, message: Message, arrival: Arrival, now: float) -> Decision:
         """The way of one request that is not CANCEL. Raises ProtocolError where a header that routes is malformed."""
-        refusal = self.judge(message)
+        refusal = self.judge(message, arrival.flow)
         if refusal is not None:
             return refusal
         if not message.has(b"route"):
@@ -105,8 +105,11 @@ class Proxy:
             return self._from_backend(message, arrival, popped)
         return self._from_browser(message, arrival.flow, popped, [route.uri for route in routes[popped.depth :]], now)
 
-    def judge(self, message: Message) -> Answer | None:
-        """The checks before routing (RFC 3261 §16.3): syntax, Request-URI, Max-Forwards, loop, Proxy-Require."""
+    def judge(self, message: Message, flow: Flow | None = None) -> Answer | None:
+        """The checks before routing (RFC 3261 §16.3): syntax, Request-URI, Max-Forwards, loop, Proxy-Require.
+
+        `flow` is what it came in on, None for the backend side.
+        """
         if message.flaw:
             if message.flaw == "unknown SIP version":
                 return Answer(505, "Version Not Supported", (warning("only SIP/2.0 is spoken here"),))
@@ -125,7 +128,7 @@ class Proxy:
             remaining = max_forwards(message)
         except ValueError as error:
             return malformed(str(error))
-        if remaining == 0:
+        if remaining == 0 and not self._ends_here(message, flow):
             return Answer(483, "Too Many Hops", (warning("Max-Forwards is used up"),))
         if self._is_looped(message):
             return Answer(482, "Loop Detected", (warning("this request has been here before, unchanged"),))
@@ -134,6 +137,18 @@ class Proxy:
             headers = ((b"Unsupported", b", ".join(unknown)), warning("Proxy-Require names what wsgate does not know"))
             return Answer(420, "Bad Extension", headers)
         return None
+
+    def _ends_here(self, message: Message, flow: Flow | None) -> bool:
+        """True for what wsgate does not forward in any case: it need not have a hop left (RFC 3261 §8.1.1.6, §16.3).
+
+        So do servers ask by OPTIONS whether we live, lest anybody passes it on.
+        """
+        if message.method not in (b"OPTIONS", b"REGISTER") or message.to_tag or message.has(b"route"):
+            return False
+        uri = message.request_uri
+        if message.method == b"REGISTER":
+            return self._is_embedded_host(uri)
+        return uri.user is None and self._names.is_ours(uri, flow) and self.domain_of(uri) in (None, "*")
 
     def _pop(self, routes: list[NameAddr], arrival: Arrival) -> Popped:
         # Rules R1, W2: from the top while they are ours.

@@ -25,6 +25,8 @@ from wsgate.sip.siblings import Siblings
 from wsgate.sip.targets import Target
 
 ALLOWED_METHODS = b"INVITE, ACK, CANCEL, BYE, OPTIONS, REGISTER, SUBSCRIBE, NOTIFY, REFER, MESSAGE, INFO, PRACK, UPDATE"
+EXTENSIONS = (b"path", b"outbound")
+"""What Supported says, and Require may (RFC 3261 §8.2.2.3)."""
 MAX_BREADTH = 60
 """Branches that a request without Max-Breadth may be forked into (RFC 5393 §5.3.3)."""
 
@@ -62,8 +64,7 @@ class Services:
     def serve(self, decision: ToService, message: Message, arrival: Arrival, now: float) -> list[Branch] | Answer:
         """The answer, or the branches that lead to a user of ours. Raises ProtocolError."""
         if decision.service is Service.OPTIONS:
-            able = ((b"Allow", ALLOWED_METHODS), (b"Accept", b"*/*"), (b"Supported", b"path, outbound"))
-            return Answer(200, "OK", able)
+            return _able(message)
         registrar = self._registrar
         if registrar is None:
             return NO_REGISTRAR
@@ -156,6 +157,16 @@ class Services:
             return None
         target = Target(binding.source.transport, binding.source.address, binding.source.address.host)
         return Way(None, target, binding.contact, binding.path)
+
+
+def _able(message: Message) -> Answer:
+    """What an OPTIONS for wsgate itself is told (rule G1, RFC 3261 §11.2), 420 where it asks for more (§8.2.2.3)."""
+    unknown = [tag for tag in message.values(b"require") if tag.lower() not in EXTENSIONS]
+    if unknown:
+        unsupported = (b"Unsupported", b", ".join(unknown))
+        return Answer(420, "Bad Extension", (unsupported, warning("Require names what wsgate does not know")))
+    able = ((b"Allow", ALLOWED_METHODS), (b"Accept", b"*/*"), (b"Supported", b", ".join(EXTENSIONS)))
+    return Answer(200, "OK", able)
 
 
 def _branch(ways: list[Way], drop_routes: int) -> Branch:
