@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from operator import itemgetter
 
 from wsgate.sip.headers import split_spans
-from wsgate.sip.message import Message
+from wsgate.sip.message import Line, Message
 
 _PLACE = itemgetter(0, 1)
 
@@ -28,7 +28,7 @@ class Edit:
     def insert_first(self, name: bytes, *values: bytes) -> None:
         """Put header lines on top: in front of the first of the same name, or behind the start line."""
         found = self._message.found(name.lower())
-        place = found[0].start() if found else self._message.line_end
+        place = self._message.place(found[0]) if found else self._message.line_end
         text = b"".join([b"%b: %b\r\n" % (name, value) for value in values])
         self._splices.append((place, place, text))
 
@@ -39,7 +39,8 @@ class Edit:
 
     def remove(self, name: bytes) -> None:
         """Take away every header line called `name` (lower case)."""
-        self._splices += [(*line.span(), b"") for line in self._message.found(name)]
+        for line in self._message.found(name):
+            self._remove(line)
 
     def replace(self, name: bytes, value: bytes) -> None:
         """Give `name` this one value: in the first line of that name, further ones removed; appended when absent."""
@@ -47,14 +48,17 @@ class Edit:
         if not found:
             self.append(name, value)
             return
-        self._splices.append((*found[0].span(2), b" " + value))
-        self._splices += [(*line.span(), b"") for line in found[1:]]
+        start = self._value_place(found[0])
+        self._splices.append((start, start + len(found[0][2]), b" " + value))
+        for line in found[1:]:
+            self._remove(line)
 
     def replace_first_value(self, name: bytes, value: bytes) -> None:
         """Replace the topmost value of a list header (lower case name). Raises ProtocolError."""
         for line in self._message.found(name):
             for start, end in split_spans(line[2]):
-                self._splices.append((line.start(2) + start, line.start(2) + end, value))
+                place = self._value_place(line)
+                self._splices.append((place + start, place + end, value))
                 return
 
     def replace_values(self, name: bytes, changed: Iterable[tuple[int, bytes]]) -> None:
@@ -62,9 +66,10 @@ class Edit:
         wanted = dict(changed)
         number = 0
         for line in self._message.found(name):
+            place = self._value_place(line)
             for start, end in split_spans(line[2]):
                 if number in wanted:
-                    self._splices.append((line.start(2) + start, line.start(2) + end, wanted[number]))
+                    self._splices.append((place + start, place + end, wanted[number]))
                 number += 1
 
     def drop_values(self, name: bytes, count: int) -> None:
@@ -74,14 +79,22 @@ class Edit:
                 return
             spans = split_spans(line[2])
             if len(spans) <= count:
-                self._splices.append((*line.span(), b""))
+                self._remove(line)
             else:
-                self._splices.append((line.start(2), line.start(2) + spans[count][0], b" "))
+                place = self._value_place(line)
+                self._splices.append((place, place + spans[count][0], b" "))
             count -= len(spans)
 
     def body(self, data: bytes) -> None:
         """Replace the body; the caller sets Content-Length."""
         self._splices.append((self._message.body_start, len(self._message.data), data))
+
+    def _remove(self, line: Line) -> None:
+        place = self._message.place(line)
+        self._splices.append((place, place + len(line[0]), b""))
+
+    def _value_place(self, line: Line) -> int:
+        return self._message.place(line) + len(line[0]) - len(line[2]) - 2
 
     def build(self) -> bytes:
         """The edited message."""

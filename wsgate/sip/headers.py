@@ -34,7 +34,7 @@ _VIA = re.compile(
 )
 # Whatever this takes is a Via by _VIA too; its port is below 60000.
 _PLAIN_VIA = re.compile(
-    rb"SIP/2\.0/[A-Za-z]+ [A-Za-z0-9._-]+(?::[1-5]?[0-9]{1,4})?;branch=([^\s;,\"]+)"
+    rb"SIP/2\.0/[A-Za-z]+ ([A-Za-z0-9._-]+)(?::([1-5]?[0-9]{1,4}))?;branch=([^\s;,\"]+)"
     rb"(?:;[^\s;=,\"<>]+(?:=[^\s;,\"]*)?)*\Z"
 )
 _TOKEN = re.compile(rb"[A-Za-z0-9.!%*_+`'~-]+\Z")
@@ -255,7 +255,17 @@ def parse_via(raw: bytes) -> Via:
 def plain_branch(raw: bytes) -> bytes | None:
     """The branch of a Via in its usual form, as `parse_via` gives it; None of any other."""
     found = _PLAIN_VIA.match(raw)
-    return None if found is None else found[1]
+    return None if found is None else found[3]
+
+
+def read_via(raw: bytes) -> tuple[bytes, str, int | None]:
+    """Branch, host and port of a Via, as `parse_via` gives them. Raises ProtocolError."""
+    found = _PLAIN_VIA.match(raw)
+    if found is None:
+        via = parse_via(raw)
+        return via.branch, via.host, via.port
+    host, port, branch = found.groups()
+    return branch, canonical_host(host.decode("ascii")), int(port) if port else None
 
 
 def with_parameters(via: bytes, name: bytes, value: bytes) -> bytes:

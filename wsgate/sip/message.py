@@ -24,6 +24,7 @@ from wsgate.sip.headers import (
     parse_via,
     plain_branch,
     read_party,
+    read_via,
     split_values,
 )
 from wsgate.sip.mending import has_nul, without_bare_line_ends
@@ -33,8 +34,8 @@ MAX_HEADERS = 512
 
 # A header with its folds, or else one broken line: the scan never has to search for the next match. That a NUL makes a
 # line broken costs nothing where there is none; a closer look then tells the quoted ones.
-_HEADER = re.compile(rb"([^\s:\0]+)[ \t]*:([^\r\n\0]*(?:\r\n[ \t][^\r\n\0]*)*)\r\n|[^\n]*\n")
-_HEADER_WITH_NUL = re.compile(rb"([^\s:]+)[ \t]*:([^\r\n]*(?:\r\n[ \t][^\r\n]*)*)\r\n|[^\n]*\n")
+_HEADER = re.compile(rb"(([^\s:\0]+)[ \t]*:([^\r\n\0]*(?:\r\n[ \t][^\r\n\0]*)*)\r\n|[^\n]*\n)")
+_HEADER_WITH_NUL = re.compile(rb"(([^\s:]+)[ \t]*:([^\r\n]*(?:\r\n[ \t][^\r\n]*)*)\r\n|[^\n]*\n)")
 _REQUEST_LINE = re.compile(rb"([^\s\0]+) ([^\s\0]+) (SIP/[^\s]+)\Z", re.IGNORECASE)
 _STATUS_LINE = re.compile(rb"SIP/2\.0 ([1-6][0-9]{2})(?: ([^\r\n\0]*))?\Z", re.IGNORECASE)
 _METHODS = frozenset(
@@ -44,6 +45,10 @@ _METHODS = frozenset(
 _SINGLE = frozenset((b"from", b"to", b"call-id", b"cseq", b"max-forwards", b"content-length"))
 _REQUIRED = (b"via", b"from", b"to", b"call-id", b"cseq")
 _COPIED = (*_REQUIRED, b"timestamp")
+
+
+Line = tuple[bytes, bytes, bytes]
+"""A header line as it came, with its CRLF; its name, empty for a broken line; its value. What a scan finds, no more."""
 
 
 class Header(NamedTuple):
@@ -61,12 +66,14 @@ class Message:
 
     __slots__ = (
         "_branch",
+        "_call_id",
         "_cseq",
         "_first",
         "_from",
         "_from_party",
         "_further",
         "_lines",
+        "_sent_by",
         "_to",
         "_to_party",
         "_uri",
@@ -90,16 +97,18 @@ class Message:
         self.reason = b""
         self.line_end = 0
         self.body_start = 0
-        self._lines: Sequence[re.Match[bytes]] = ()
-        self._first: dict[bytes, re.Match[bytes]] = {}
-        self._further: dict[bytes, list[re.Match[bytes]]] | None = None  # lines of names that are there already
+        self._lines: Sequence[Line] = ()
+        self._first: dict[bytes, Line] = {}
+        self._further: dict[bytes, list[Line]] | None = None  # lines of names that are there already
         self._uri: Uri | None = None
         self._cseq: tuple[int, bytes] | None = None
         self._from: NameAddr | None = None
         self._to: NameAddr | None = None
         self._from_party: tuple[bytes, bytes] | None = None
         self._to_party: tuple[bytes, bytes] | None = None
+        self._call_id: bytes | None = None
         self._branch: bytes | None = None
+        self._sent_by: tuple[str, int | None] | None = None
         self._via: Via | None = None
 
     @classmethod
@@ -160,11 +169,13 @@ class Message:
     @property
     def headers(self) -> list[Header]:
         """Every header line, in their order."""
-        return [
-            Header(long_name(line[1]), line.start(), line.start(2), line.end(2), line.end())
-            for line in self._lines
-            if line[1] is not None
-        ]
+        headers = []
+        end = self.line_end
+        for line, name, value in self._lines:
+            start, end = end, end + len(line)
+            if name:
+                headers.append(Header(long_name(name), start, end - 2 - len(value), end - 2, end))
+        return headers
 
     @property
     def header_count(self) -> int:
@@ -188,8 +199,17 @@ class Message:
         value = line[2].strip()
         return _unfolded(value) if b"\r\n" in value else value
 
-    def found(self, name: bytes) -> Sequence[re.Match[bytes]]:
-        """The header lines called `name` (lower case, long form) where they stand; group 2 is the raw value."""
+    def place(self, line: Line) -> int:
+        """Where a line of `found` begins; its value ends in front of its CRLF."""
+        place = self.line_end
+        for one in self._lines:
+            if one is line:
+                break
+            place += len(one[0])
+        return place
+
+    def found(self, name: bytes) -> Sequence[Line]:
+        """The header lines called `name` (lower case, long form) as they came."""
         first = self._first.get(name)
         if first is None:
             return ()
@@ -235,7 +255,9 @@ class Message:
     @property
     def call_id(self) -> bytes:
         """The Call-ID, empty when absent."""
-        return self.header(b"call-id") or b""
+        if self._call_id is None:
+            self._call_id = self.header(b"call-id") or b""
+        return self._call_id
 
     @property
     def from_(self) -> NameAddr:
@@ -301,6 +323,13 @@ class Message:
             self._branch = self.via.branch
         return self._branch
 
+    @property
+    def sent_by(self) -> tuple[str, int | None]:
+        """Host and port of the topmost Via. Raises ProtocolError."""
+        if self._sent_by is None:
+            self._sent_by = self.via.host, self.via.port
+        return self._sent_by
+
     def _read_from(self) -> tuple[bytes, bytes]:
         if self._from_party is None:
             self._from_party = read_party(self.header(b"from") or b"")
@@ -334,10 +363,14 @@ class Message:
 
     def _read_headers(self, pattern: re.Pattern[bytes], end: int) -> bool:
         """Index the header lines; True when some line is none by `pattern`."""
-        lines = list(islice(pattern.finditer(self.data, self.line_end, end), MAX_HEADERS + 1))
-        if len(lines) > MAX_HEADERS:
-            lines.pop()
-            self.flaw = self.flaw or "too many header lines"
+        if self.data.count(b"\n", self.line_end, end) <= MAX_HEADERS:
+            lines = pattern.findall(self.data, self.line_end, end)
+        else:
+            scan = pattern.finditer(self.data, self.line_end, end)
+            lines = [found.groups(b"") for found in islice(scan, MAX_HEADERS + 1)]
+            if len(lines) > MAX_HEADERS:
+                lines.pop()
+                self.flaw = self.flaw or "too many header lines"
         self._lines = lines
         first = self._first
         is_broken = False
@@ -345,7 +378,7 @@ class Message:
             written = line[1]
             name = SPELLINGS.get(written)
             if name is None:
-                if written is None:
+                if not written:
                     # Step over the broken line, so that the rest can still serve to answer.
                     self.flaw = self.flaw or "malformed header line"
                     is_broken = True
@@ -357,7 +390,7 @@ class Message:
                 first[name] = line
         return is_broken
 
-    def _note_further(self, name: bytes, line: re.Match[bytes]) -> None:
+    def _note_further(self, name: bytes, line: Line) -> None:
         if self._further is None:
             self._further = {}
         self._further.setdefault(name, []).append(line)
@@ -381,13 +414,16 @@ class Message:
         # Of the Via of a response nothing but the branch is asked.
         self._branch = plain_branch(self.via_bytes) if self.status else None
         if self._branch is None:
-            self._branch = self.via.branch
+            self._branch, host, port = read_via(self.via_bytes)
+            self._sent_by = host, port
         if not self.call_id:
             raise ProtocolError("empty Call-ID")
-        if not self._read_from()[0] or not self._read_to()[0]:
+        self._from_party = read_party(self.header(b"from") or b"")
+        self._to_party = read_party(self.header(b"to") or b"")
+        if not self._from_party[0] or not self._to_party[0]:
             raise ProtocolError("no URI in From or To")
-        method = self.cseq[1]
-        if self.is_request and method != self.method:
+        self._cseq = parse_cseq(self.header(b"cseq") or b"")
+        if self._cseq[1] != self.method and not self.status:
             raise ProtocolError("CSeq names another method")
         length = self.header(b"content-length")
         if length is not None:
@@ -419,8 +455,8 @@ def response_to(
     `to_tag` is added to To where it has none and the status is over 100.
     """
     lines = [b"SIP/2.0 %d %b\r\n" % (status, reason.encode())]
-    copied = [(found.start(), name, found[0]) for name in _COPIED for found in request.found(name)]
-    for _start, name, line in sorted(copied):
+    copied = [(request.place(found), name, found[0]) for name in _COPIED for found in request.found(name)]
+    for _place, name, line in sorted(copied):
         if name == b"to" and to_tag and status > 100 and not _has_tag(request):
             lines.append(b"%b;tag=%b\r\n" % (line[:-2].rstrip(), to_tag))
         elif name != b"timestamp" or status == 100:

@@ -37,14 +37,14 @@ def server_key(message: Message, hop: Hop, method: bytes = b"") -> Key:
     flow never matches one of another flow; a server may open another stream for its CANCEL or ACK. Raises
     ProtocolError without a readable Via.
     """
-    via = message.via
+    host, port = message.sent_by
     connection: object = b""
     if hop.transport.reliable:
         connection = hop.address.host if hop.transport in (Transport.TCP, Transport.TLS) else hop.connection
     method = method or message.method
-    branch = via.branch
+    branch = message.branch
     if has_transaction_branch(branch):
-        return branch, via.host, via.port, b"INVITE" if method == b"ACK" else method, connection
+        return branch, host, port, b"INVITE" if method == b"ACK" else method, connection
     return (
         split_values(message.header(b"via") or b"")[0],
         message.uri,
@@ -121,7 +121,7 @@ def has_next_via(message: Message) -> bool:
 
 def answer_port(request: Message, hop: Hop) -> int:
     """The port for an answer whose connection is gone: that of the Via (RFC 3261 §18.2.2, step 1)."""
-    return request.via.port or hop.transport.default_port
+    return request.sent_by[1] or hop.transport.default_port
 
 
 def trying(request: Message) -> bytes:
