@@ -41,6 +41,8 @@ class Transport(enum.Enum):
     """True where the transport itself retransmits (RFC 3261 §17)."""
     secure: bool
     """True for TLS and WSS."""
+    is_websocket: bool
+    """True for WS and WSS."""
     default_port: int
     """The port where a URI leaves it out (RFC 3261 §19.1.2, RFC 7118 §5.2.2)."""
     word: bytes
@@ -49,6 +51,7 @@ class Transport(enum.Enum):
     def __init__(self, word: str) -> None:
         self.reliable = word != "UDP"
         self.secure = word in ("TLS", "WSS")
+        self.is_websocket = word in ("WS", "WSS")
         self.default_port = {"TLS": 5061, "WS": 80, "WSS": 443}.get(word, 5060)
         self.word = word.encode()
 

@@ -196,7 +196,7 @@ class BackendStream:
             self._secure(peer.context, server_hostname=peer.name)
         if self.hop.transport is Transport.TLS:
             check_sip_domain(self._socket.getpeercert(), peer.name)
-        if self.hop.transport not in (Transport.WS, Transport.WSS):
+        if not self.hop.transport.is_websocket:
             return b""
         port = self.hop.address.port
         is_default = port == self.hop.transport.default_port
@@ -235,7 +235,7 @@ class BackendStream:
             return
         self.local = Address(canonical_host(host), port)
         codec: Codec
-        if self.hop.transport in (Transport.WS, Transport.WSS):
+        if self.hop.transport.is_websocket:
             codec = WebSocketCodec(self._websocket, now())
         else:
             codec = StreamCodec(self._limits, self.outgoing, now())

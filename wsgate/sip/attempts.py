@@ -259,7 +259,7 @@ class Attempts:
         if target.transport is Transport.UDP:
             # Rule I4 speaks of the request as it leaves. Where the body alone is too large it is not written for that.
             context = branch.context
-            is_too_large = self._is_too_large(branch, target.address, len(context.message.body), now)
+            is_too_large = self._is_too_large(branch, target.address, context.message.body_bytes, now)
             if not is_too_large:
                 written = self._compose(context.message, context.leg, branch, hop, None)
                 is_too_large = self._is_too_large(branch, target.address, len(written[0]), now)
@@ -276,6 +276,8 @@ class Attempts:
         # Rule I4: over udp_max_bytes by TCP, unless that was refused lately and a datagram can hold it. Between workers
         # no network is to be spared.
         limit = self._settings.udp_max_bytes if not branch.sibling else MAX_DATAGRAM_BYTES
+        if size <= (limit or MAX_DATAGRAM_BYTES):
+            return False
         settings = self._backend_settings.get(branch.backend)
         if settings is not None and Transport.TCP not in settings.transports:
             return False
@@ -354,10 +356,10 @@ class Attempts:
 
     def _contact_mode(self, message: Message, leg: Leg, branch: Branch) -> ContactMode:
         """Rule R5: only a browser's REGISTER to a backend is rewritten."""
-        settings = self._backend_settings.get(branch.backend)
-        if message.method != b"REGISTER" or leg.flow is None or branch.flow is not None or settings is None:
+        if message.method != b"REGISTER" or leg.flow is None or branch.flow is not None:
             return ContactMode.PATH
-        return settings.contact_mode
+        settings = self._backend_settings.get(branch.backend)
+        return ContactMode.PATH if settings is None else settings.contact_mode
 
     def _contacts(self, message: Message, leg: Leg, departure: Leg, branch: Branch) -> Changes:
         """Rule R5: by the transport of the target, also where this REGISTER is too large for it (I4).

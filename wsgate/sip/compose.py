@@ -92,6 +92,8 @@ def strict_route(message: Message, drop_routes: int, routes: tuple[bytes, ...]) 
     Empty for all others, and for what cannot be read. `routes` stand above what is left of `message` below
     `drop_routes`.
     """
+    if not routes and not message.has(b"route"):
+        return b""
     try:
         left = routes[:1] or message.values(b"route")[drop_routes : drop_routes + 1]
         if not left or b";lr" in left[0]:
@@ -206,8 +208,8 @@ class Composer:
         if breadth is not None:
             _set_max_breadth(edit, message, breadth)
         self._record(edit, message, arrival, departure, contacts, with_path)
-        if message.header(b"content-length") is None:
-            edit.append(b"Content-Length", b"%d" % len(message.body))
+        if not message.has(b"content-length"):
+            edit.append(b"Content-Length", b"%d" % message.body_bytes)
         for name, value in forwarded:
             edit.append(name, value)
         return edit.build()

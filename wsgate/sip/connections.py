@@ -79,10 +79,10 @@ def accepted_from(hop: Hop, backend: str, backends: Backends) -> Callable[[Hop],
     if hop.connection:
         return lambda source: source.connection == hop.connection
     host = hop.address.host
-    kinds = (Transport.TLS,) if hop.transport is Transport.TLS else (Transport.UDP, Transport.TCP, Transport.TLS)
+    over_tls = hop.transport is Transport.TLS
 
     def accepts(source: Hop) -> bool:
-        if source.transport not in kinds:
+        if source.transport is not Transport.TLS if over_tls else source.transport.is_websocket:
             return False
         return source.address.host == host or (bool(backend) and backends.backend_of(source.address.host) == backend)
 

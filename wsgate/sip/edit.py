@@ -29,7 +29,8 @@ class Edit:
         """Put header lines on top: in front of the first of the same name, or behind the start line."""
         found = self._message.found(name.lower())
         place = self._message.place(found[0]) if found else self._message.line_end
-        text = b"".join([b"%b: %b\r\n" % (name, value) for value in values])
+        line_begin = name + b": "
+        text = line_begin + (b"\r\n" + line_begin).join(values) + b"\r\n" if values else b""
         self._splices.append((place, place, text))
 
     def append(self, name: bytes, value: bytes) -> None:

@@ -27,7 +27,7 @@ from wsgate.sip.message import Message, response_to, warning
 from wsgate.sip.probes import Probe
 from wsgate.sip.rewriting import HANDLE_PARAMETER, contact_uri, restored
 from wsgate.sip.settings import SipSettings
-from wsgate.sip.tracking import CHALLENGES, Party, Tracker
+from wsgate.sip.tracking import BEGINNERS, CHALLENGES, Party, Tracker
 from wsgate.sip.transaction import ClientTransaction, Ended, Failure, ServerTransaction, State, TransactionLayer
 
 TurnCredentials = Callable[[Flow, Message, Message, float], tuple[tuple[bytes, bytes], ...]]
@@ -323,15 +323,8 @@ class Forwarding:
             return
         if message.status >= 300:
             self._lines.failed(context, message.status, "the far end", now)
-        key = None
-        if not _only_passes(context, branch):
-            caller = self.sender(context.arrival)
-            callee = Party(branch.flow.id if branch.flow else b"", branch.backend, _source(branch))
-            key = self._tracker.response(context.message, caller, callee, message, now, context.dialogs)
-        if key is not None:
-            context.dialogs[key] = message.status >= 200 or context.dialogs.get(key, False)
-        self._calls.response_shown(branch, message, key)
-        self._tracker.answered(context.message, message.status, is_ours=context.server is None)
+        if context.message.to_tag or context.message.method in BEGINNERS:
+            self._track(branch, message, now)
         if context.server is None:
             return
         if _is_orphaned(context, message):
@@ -340,9 +333,9 @@ class Forwarding:
         edit.drop_values(b"via", 1)  # rule C1: ours alone, the browser's own stays as it is
         if message.status in CHALLENGES:
             merge_challenges(edit, branch, context.branches)
-        if context.arrival.flow is None and message.header(b"content-length") is None:
+        if context.arrival.flow is None and not message.has(b"content-length"):
             # Rule I3: a stream needs it, and so does everyone who reads strictly.
-            edit.append(b"Content-Length", b"%d" % len(message.body))
+            edit.append(b"Content-Length", b"%d" % message.body_bytes)
         if context.message.method == b"REGISTER" and 200 <= message.status < 300 and context.arrival.flow is not None:
             if message.has_token(b"require", b"outbound") and message.header(b"flow-timer") is None:
                 edit.append(b"Flow-Timer", b"%d" % self._settings.flow_timer)
@@ -351,6 +344,19 @@ class Forwarding:
                 edit.append(name, value)
             effects.append(Retain(context.arrival.flow, context.message, message))
         effects += self._layer.respond(context.server, message.status, edit.build(), now)
+
+    def _track(self, branch: Branch, response: Message, now: float) -> None:
+        """Write down what a response does to a dialog: it begins one, or passes inside one."""
+        context = branch.context
+        key = None
+        if not _only_passes(context, branch):
+            caller = self.sender(context.arrival)
+            callee = Party(branch.flow.id if branch.flow else b"", branch.backend, _source(branch))
+            key = self._tracker.response(context.message, caller, callee, response, now, context.dialogs)
+        if key is not None:
+            context.dialogs[key] = response.status >= 200 or context.dialogs.get(key, False)
+        self._calls.response_shown(branch, response, key)
+        self._tracker.answered(context.message, response.status, is_ours=context.server is None)
 
     def sender(self, arrival: Arrival) -> Party:
         """Who sent a request, as the dialog table names it."""

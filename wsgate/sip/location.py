@@ -10,6 +10,7 @@ import dataclasses
 import enum
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 from wsgate.addr import Address, Transport, canonical_host, is_numeric
@@ -117,7 +118,7 @@ class Resolution:
     expires: float
     problem: str = ""
 
-    @property
+    @cached_property
     def is_fixed(self) -> bool:
         """True when no weight is to be drawn: every order is the same."""
         return all(len(group) == 1 for group in self.groups)

@@ -167,6 +167,11 @@ class Message:
         return self.data[self.body_start :]
 
     @property
+    def body_bytes(self) -> int:
+        """The length of the body."""
+        return len(self.data) - self.body_start
+
+    @property
     def headers(self) -> list[Header]:
         """Every header line, in their order."""
         headers = []

@@ -100,9 +100,7 @@ class Names:
         So it is for WebSockets (V1), and for TLS where no TLS port is open: a server that knows our requests by that
         address sends its own down the same connection (RFC 3261 §18.1.1, RFC 5923).
         """
-        if transport is Transport.TLS:
-            return not self._advertised_tls
-        return transport in (Transport.WS, Transport.WSS)
+        return transport.is_websocket or (transport is Transport.TLS and not self._advertised_tls)
 
     def sent_by(self, hop: Hop, local: Address | None = None) -> Address:
         """The host and port of a Via, Path or Record-Route towards `hop`.
@@ -112,7 +110,7 @@ class Names:
         """
         if local is not None and self.by_connection(hop.transport):
             return local
-        if hop.transport in (Transport.WS, Transport.WSS):
+        if hop.transport.is_websocket:
             return self.public
         advertised = self._advertised
         if hop.transport is Transport.TLS and self._advertised_tls:
@@ -122,7 +120,7 @@ class Names:
 
 def _default_ports(uri: Uri) -> tuple[int, ...]:
     transport = uri.transport
-    if transport in (Transport.WS, Transport.WSS):
+    if transport is not None and transport.is_websocket:
         return (80, 443)
     if transport is not None and uri.scheme == b"sip":
         return (transport.default_port,)
@@ -137,7 +135,7 @@ def _written(address: Address) -> bytes:
 
 def via_value(hop: Hop, sent_by: Address, branch: bytes) -> bytes:
     """Our Via towards `hop`; `rport` is asked for where answers go by address (RFC 3581, V1)."""
-    streamless = b"" if hop.transport in (Transport.WS, Transport.WSS) else b";rport"
+    streamless = b"" if hop.transport.is_websocket else b";rport"
     return b"SIP/2.0/%b %b;branch=%b%b" % (hop.transport.word, _written(sent_by), branch, streamless)
 
 

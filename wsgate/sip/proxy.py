@@ -237,8 +237,9 @@ class Proxy:
     def _from_browser(
         self, message: Message, flow: Flow, popped: Popped, remaining: list[bytes], now: float
     ) -> Decision:
-        own = [entry for entry in popped.tokens if self._is_own(entry[0], flow)]
-        others = [entry for entry in popped.tokens if entry not in own]
+        others: list[tuple[Token, bool]] = []
+        if popped.tokens:
+            others = [entry for entry in popped.tokens if not self._is_own(entry[0], flow)]
         to_tag = message.to_tag
         if others and to_tag and self._is_of_another_process(message, others):
             # Nobody can be reached by these tokens; the routes behind them, and D1, decide (rule T2).
@@ -422,9 +423,9 @@ def _exact_targets(uri: Uri, targets: Sequence[Target], transports: Sequence[Tra
     if uri.scheme == b"sips" and not transport.secure:
         transport = Transport.TLS if transport is Transport.TCP else Transport.WSS
     resolved = [target for target in targets if target.address.host == uri.host]
-    if transport in (Transport.WS, Transport.WSS):
+    if transport.is_websocket:
         # The word ws stands for both; only a connection that the resolution named is made.
-        same = (t for t in resolved if t.transport in (Transport.WS, Transport.WSS))
+        same = (t for t in resolved if t.transport.is_websocket)
         return tuple(t for t in same if uri.port in (None, t.address.port))
     if uri.transport is None and uri.scheme == b"sip":
         # Nothing said: the transport by which the backend is known at this port (RFC 3263 §4.1 allows local policy).
@@ -449,5 +450,4 @@ def _named_targets(uri: Uri, targets: Sequence[Target]) -> tuple[Target, ...]:
 
 
 def _same_word(left: Transport, right: Transport) -> bool:
-    web = (Transport.WS, Transport.WSS)
-    return left is right or (left in web and right in web)
+    return left is right or (left.is_websocket and right.is_websocket)

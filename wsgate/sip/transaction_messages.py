@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from wsgate.addr import Hop, Transport
+from wsgate.addr import Hop
 from wsgate.errors import ProtocolError
 from wsgate.sip.headers import split_values
 from wsgate.sip.message import Message, response_to, warning
@@ -40,7 +40,7 @@ def server_key(message: Message, hop: Hop, method: bytes = b"") -> Key:
     host, port = message.sent_by
     connection: object = b""
     if hop.transport.reliable:
-        connection = hop.address.host if hop.transport in (Transport.TCP, Transport.TLS) else hop.connection
+        connection = hop.connection if hop.transport.is_websocket else hop.address.host
     method = method or message.method
     branch = message.branch
     if has_transaction_branch(branch):
@@ -112,7 +112,7 @@ def has_next_via(message: Message) -> bool:
     """True when a second Via stands behind the topmost: a response without it goes no further (RFC 3261 §16.7)."""
     lines = message.found(b"via")
     if len(lines) > 1:
-        return any(line[2].strip() for line in lines[1:])
+        return bool(lines[1][2].strip()) or any(line[2].strip() for line in lines[2:])
     try:
         return len(split_values(message.header(b"via") or b"")) > 1
     except ProtocolError:
