@@ -57,17 +57,17 @@ def test_a_refreshed_registration() -> None:
         values = {"to": "<sip:alice@example.com>", "call_id": "r", "cseq": str(number)}
         data = request("REGISTER", "sip:example.com", CONTACT, "Expires: 600", *WS_HEADERS, **values)
         counted = cost(world, flow.id, data, CONTACT, "Require: outbound", "Supported: path, outbound")
-    assert 100 < counted <= 735
+    assert 100 < counted <= 657
 
 
 def test_a_message() -> None:
     world = World()
     data = request("MESSAGE", "sip:bob@example.com", "Content-Type: text/plain", *WS_HEADERS, body=b"x" * 100)
-    assert 100 < cost(world, world.browser().id, data) <= 535
+    assert 100 < cost(world, world.browser().id, data) <= 464
 
 
 def test_the_end_of_a_call() -> None:
     """With two Routes of ours to take off."""
     world = World()
     call = Call(world, world.browser())
-    assert 100 < cost(world, call.flow.id, call.request("BYE", *("sip:bob@198.51.100.7", *WS_HEADERS))) <= 810
+    assert 100 < cost(world, call.flow.id, call.request("BYE", *("sip:bob@198.51.100.7", *WS_HEADERS))) <= 747
