@@ -127,6 +127,32 @@ def test_a_2xx_is_remembered_with_its_expiry_and_a_failure_is_not():
     assert world.edge.registered(flow.id) == []
 
 
+@pytest.mark.parametrize(
+    ("asked", "told", "seconds"),
+    [
+        (";expires=300", ["Contact: <sip:x7@abc.invalid;transport=ws>"], 300),
+        ("", ["Contact: <sip:x7@abc.invalid;transport=ws>"], 3600),
+        (";expires=300", ["Contact: <sip:x7@abc.invalid;transport=ws>", "Expires: 200"], 200),
+        (";expires=300", ["Contact: <sip:x7@abc.invalid;transport=ws>;expires=abc", "Expires: 200"], 3600),
+        (";expires=300", ["Contact: <sip:x7@abc.invalid;transport=ws>;expires=99999999999999999999"], 30 * 86400),
+        (";expires=300", ["Expires: 200"], 300),
+        ("", [], 3600),
+        (";expires=0", ["Contact: <sip:x7@abc.invalid;transport=ws>"], None),
+        (";expires=300", ["Contact: <sip:other@abc.invalid;transport=ws>"], None),
+    ],
+)
+def test_what_the_2xx_lists_is_registered_also_without_an_expiry_that_can_be_read(
+    asked: str, told: list[str], seconds: int | None
+) -> None:
+    """R4; RFC 3261 §10.2.1.1, §20.10: malformed means 3600, and a Contact without one is listed all the same."""
+    world = World()
+    flow = world.browser()
+    world.from_browser(flow, registering("Contact: <sip:x7@abc.invalid;transport=ws>" + asked))
+    world.from_backend(response(world.one(PBX), 200, "OK", *told))
+    found = world.edge.registered(flow.id)
+    assert [one.expires_at - world.now for one in found] == ([] if seconds is None else [seconds])
+
+
 def test_expires_0_forgets_the_registration_and_a_star_all_of_them():
     """R4."""
     world = World()

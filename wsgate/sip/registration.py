@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from wsgate.registrations import Registration
+from wsgate.sip.contacts import parse_seconds
 from wsgate.sip.headers import NameAddr, Parameters, parse_name_addr, parse_uri, same_uri, unquote
 from wsgate.sip.message import Message
 from wsgate.sip.rewriting import handle_in
@@ -19,25 +20,26 @@ def registrations(
     """What the Contacts of `request` now mean, an `expires_at` of `now` for those taken back; None for `Contact: *`.
 
     `handle` makes the handle of an AOR and a Contact URI (rule R5). The expiry is what the 2xx says of the same
-    Contact, else its Expires, else the request's. Raises ProtocolError.
+    Contact, else its Expires, else what the request says; a 2xx without any Contact confirms the request. Raises
+    ProtocolError.
     """
     aor = parse_uri(request.to_uri).address_of_record
     contacts = request.values(b"contact")
     if contacts == [b"*"]:
         return None
     granted = [parse_name_addr(value) for value in response.values(b"contact")]
-    asked = _number(request.header(b"expires"))
-    told = _number(response.header(b"expires"))
+    asked = _seconds(request.header(b"expires"), DEFAULT_EXPIRES_SECONDS)
+    told = response.header(b"expires")
     found = []
     for value in contacts:
         contact = parse_name_addr(value)
         own_handle = handle(aor, contact.uri)
-        seconds = _granted(contact, own_handle, granted, told)
-        if seconds is None:
-            own = _number(contact.parameters.get(b"expires"))
-            seconds = next((number for number in (own, asked) if number is not None), DEFAULT_EXPIRES_SECONDS)
-            if granted:
-                seconds = 0  # the registrar lists every binding it holds (RFC 3261 §10.3 step 8): this one is not there
+        seconds = _expires(contact, asked)
+        binding = _granted(contact, own_handle, granted)
+        if binding is not None:
+            seconds = _expires(binding, _seconds(told, seconds))
+        elif granted:
+            seconds = 0  # the registrar lists every binding it holds (RFC 3261 §10.3 step 8): this one is not there
         found.append(
             Registration(
                 aor,
@@ -52,16 +54,24 @@ def registrations(
     return found
 
 
-def _granted(contact: NameAddr, handle: bytes, granted: list[NameAddr], told: int | None) -> int | None:
+def _granted(contact: NameAddr, handle: bytes, granted: list[NameAddr]) -> NameAddr | None:
+    """What the 2xx lists of this Contact."""
     for candidate in granted:
         if (
             handle_in(candidate.uri) == handle
             or same_uri(candidate.uri, contact.uri)
             or _same_instance(candidate.parameters, contact.parameters)
         ):
-            own = _number(candidate.parameters.get(b"expires"))
-            return own if own is not None else told
+            return candidate
     return None
+
+
+def _expires(contact: NameAddr, otherwise: int) -> int:
+    return parse_seconds(contact.parameters[b"expires"]) if b"expires" in contact.parameters else otherwise
+
+
+def _seconds(header: bytes | None, otherwise: int) -> int:
+    return otherwise if header is None else parse_seconds(header)
 
 
 def _same_instance(left: Parameters, right: Parameters) -> bool:
