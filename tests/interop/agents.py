@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.interop.chromium import Chromium
+from tests.interop.process import PATIENCE_SECONDS
 from tests.interop.softphone import header, headers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,7 +65,7 @@ class Agent:
         """One of the verbs of pages/*.js."""
         return self.page.evaluate(f"agent.{verb}(...{json.dumps(arguments)})")
 
-    def wait(self, name: str, seconds: float = 15.0, **values: object) -> dict[str, Any]:
+    def wait(self, name: str, seconds: float = PATIENCE_SECONDS, **values: object) -> dict[str, Any]:
         """The next event called `name` with these values, behind the last one returned."""
         try:
             event: dict[str, Any] = self.page.wait(f"agent.take({json.dumps(name)}, {json.dumps(values)})", seconds)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.interop.process import Process, accepts, free_port, wait_for
+from tests.interop.process import PATIENCE_SECONDS, Process, accepts, free_port, wait_for
 from tests.interop.registration import DOMAIN, PASSWORD
 
 MODULES = Path("/usr/lib/baresip/modules")
@@ -77,7 +77,9 @@ class Baresip:
         data = json.dumps({"command": command, "params": parameters, "token": command}).encode()
         self._control.sendall(b"%d:%b," % (len(data), data))
 
-    def wait(self, kind: str, seconds: float = 10.0, accept: Callable[[Event], bool] = lambda _: True) -> Event:
+    def wait(
+        self, kind: str, seconds: float = PATIENCE_SECONDS, accept: Callable[[Event], bool] = lambda _: True
+    ) -> Event:
         """The next event of this type behind the last one returned."""
 
         def find() -> int:

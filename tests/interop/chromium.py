@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from tests.interop.process import LineReader
+from tests.interop.process import PATIENCE_SECONDS, LineReader
 
 BRIDGE = Path(__file__).with_name("phone") / "bridge.mjs"
 EXECUTABLE = "/usr/bin/chromium"
@@ -153,7 +153,7 @@ class Page:
         """The value of a JavaScript expression, awaited."""
         return self.do("evaluate", expression=expression)
 
-    def wait(self, expression: str, seconds: float = 20.0) -> Any:
+    def wait(self, expression: str, seconds: float = PATIENCE_SECONDS) -> Any:
         """Wait until a JavaScript expression is true and return its value."""
         return self.do("wait", expression=expression, seconds=seconds)
 
@@ -224,11 +224,11 @@ class WebPhone:
         value: str = self.page.evaluate(f"document.getElementById('phone').dataset.{name}")
         return value
 
-    def wait_data(self, name: str, value: str, seconds: float = 20.0) -> None:
+    def wait_data(self, name: str, value: str, seconds: float = PATIENCE_SECONDS) -> None:
         """Wait until data-NAME is `value`."""
         self.page.wait(f"document.getElementById('phone').dataset.{name} === {json.dumps(value)}", seconds)
 
-    def wait_message(self, code: str, seconds: float = 20.0) -> str:
+    def wait_message(self, code: str, seconds: float = PATIENCE_SECONDS) -> str:
         """Wait for a message of messages.js and return the text that is shown."""
         self.wait_data("message", code, seconds)
         text: str = self.page.evaluate("document.getElementById('message').innerText")
@@ -245,7 +245,7 @@ class WebPhone:
         found: dict[str, Any] = self.page.evaluate("window.wsgatePhone.getStats()")
         return found
 
-    def wait_media(self, more: int = 4000, seconds: float = 20.0) -> dict[str, Any]:
+    def wait_media(self, more: int = 4000, seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
         """Wait until `more` bytes of audio have come in since now; returns the summary of the statistics."""
         begin = self.stats()["bytesReceived"]
         self.page.wait(f"window.wsgatePhone.getStats().then(s => s && s.bytesReceived >= {begin + more})", seconds)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.interop.process import Process, free_port, wait_for
+from tests.interop.process import PATIENCE_SECONDS, Process, free_port, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAD = """
@@ -39,7 +39,7 @@ bind = {sip_host}:{sip}
 
 
 READY = " is ready"
-"""What the log says of each worker that serves."""
+"""What the log says of each worker that serves. Before that the supervisor's sockets take what comes: no sign of it."""
 
 
 class Daemon:
@@ -87,7 +87,7 @@ class Daemon:
         log = self.ini.parent / "wsgate.log"
         before = log.read_text("utf-8", "replace").count(READY) if log.exists() else 0
         self._process = Process([sys.executable, "-m", "wsgate", "-c", self.ini], log, env=self._environment)
-        self._process.ready(lambda: self._healthy() and self.log.count(READY) >= before + self.workers, 40)
+        self._process.ready(lambda: self._healthy() and self.log.count(READY) >= before + self.workers)
 
     @property
     def running(self) -> bool:
@@ -116,14 +116,14 @@ class Daemon:
 
     def _healthy(self) -> bool:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/healthz", timeout=2) as response:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/healthz", timeout=5) as response:
                 return bool(response.status == 200)
         except (urllib.error.URLError, OSError):
             return False
 
     def status(self) -> dict[str, Any]:
         """/status as a dictionary."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/status", timeout=20) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/status", timeout=PATIENCE_SECONDS) as response:
             found: dict[str, Any] = json.load(response)
             return found
 
@@ -135,14 +135,14 @@ class Daemon:
             found[status["worker"]] = status
         return [found[number] for number in sorted(found)]
 
-    def wait_status(self, key: str, value: object, seconds: float = 20.0) -> None:
+    def wait_status(self, key: str, value: object, seconds: float = PATIENCE_SECONDS) -> None:
         """Wait until /status says `value` for `key`."""
         wait_for(lambda: self.status()[key] == value, f"{key} == {value} in /status", seconds)
 
     def stop(self) -> None:
         """SIGTERM; asserts a clean end and a log without a traceback."""
         was_running = self._process.running
-        status = self._process.stop(15)
+        status = self._process.stop()
         log = self.log
         assert was_running, f"wsgate had ended with {status}:\n{log[-6000:]}"
         assert status == 0, f"wsgate ended with {status}:\n{log[-6000:]}"

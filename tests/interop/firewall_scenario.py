@@ -14,7 +14,8 @@ from pathlib import Path
 
 from tests.interop.apache import ApacheBehind
 from tests.interop.chromium import EXECUTABLE, Chromium, WebPhone, assert_call
-from tests.interop.process import Process, accepts, wait_for
+from tests.interop.daemon import READY
+from tests.interop.process import Process, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 GATEWAY, BROWSERS = "10.98.0.1", "10.98.0.2"
@@ -96,11 +97,11 @@ class Gateway:
             subprocess.run(command, input=f"{PASSWORD}\n", text=True, check=True, cwd=ROOT, timeout=30)
         environment = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         self._process = Process([sys.executable, "-m", "wsgate", "-c", ini], directory / "wsgate.log", env=environment)
-        self._process.ready(lambda: accepts(GATEWAY, OPEN_PORT) and accepts(GATEWAY, CLOSED_PORT), 20)
+        self._process.ready(lambda: READY in self._process.output)
 
     def stop(self) -> None:
         """SIGTERM; asserts a clean end."""
-        status, log = self._process.stop(15), self._process.output
+        status, log = self._process.stop(), self._process.output
         assert status == 0, f"wsgate ended with {status}:\n{log[-6000:]}"
         assert "Traceback" not in log, log[-10000:]
 

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 from tests.certificates import Issued
-from tests.interop.process import Process, accepts, free_port
+from tests.interop.process import Process, accepts, free_port, udp_is_bound
 
 PASSWORD = "secret"
 """What every user of the test server has as a password."""
@@ -190,7 +190,7 @@ class Kamailio:
         if "tcp" in self._transports:
             process.ready(lambda: accepts(self.host, self.port))
         else:
-            process.ready(lambda: "listening" in process.output.lower() or _udp_bound(self.host, self.port))
+            process.ready(lambda: "listening" in process.output.lower() or udp_is_bound(self.host, self.port))
         return process
 
     @property
@@ -213,8 +213,3 @@ class Kamailio:
     def restart(self) -> None:
         """Start it again on the same ports; its bindings are gone."""
         self._process = self._start()
-
-
-def _udp_bound(host: str, port: int) -> bool:
-    entry = "".join(f"{int(part):02X}" for part in reversed(host.split("."))) + f":{port:04X}"
-    return any(entry == line.split()[1] for line in Path("/proc/net/udp").read_text().splitlines()[1:])

@@ -14,6 +14,7 @@ import threading
 import time
 from typing import NamedTuple
 
+from tests.interop.process import PATIENCE_SECONDS
 from tests.interop.raw import RawWebSocket, UdpPeer, answer, header, headers, sip
 from tests.interop.registration import register_browser
 
@@ -119,18 +120,18 @@ class OneDialog:
         """Send one message."""
         raise NotImplementedError
 
-    def call(self, called: str, *fields: str, domain: str = DOMAIN, method: str = "INVITE") -> bytes:
+    def call(self, called: str, *fields: str, domain: str = DOMAIN, method: str = "INVITE", body: str = "") -> bytes:
         """A request outside a dialog to a user of `domain`; returns what was sent."""
         called_uri = f"sip:{called}@{domain}"
         local = f"{self.aor};tag={self.user}{next(_numbers)}"
         self.leg = Leg(f"{os.urandom(6).hex()}@caller.invalid", local, f"<{called_uri}>", called_uri, ())
         self.cseq = 0
-        return self.send(method, *fields)
+        return self.send(method, *fields, body=body)
 
-    def send(self, method: str, *fields: str, cseq: int = 0) -> bytes:
+    def send(self, method: str, *fields: str, cseq: int = 0, body: str = "") -> bytes:
         """A request of the dialog, or the one that begins it; `cseq` for ACK and CANCEL, else the next number."""
         self.cseq += 0 if cseq else 1
-        message = self.leg.request(method, cseq or self.cseq, self.via, f"Contact: <{self.uri}>", *fields)
+        message = self.leg.request(method, cseq or self.cseq, self.via, f"Contact: <{self.uri}>", *fields, body=body)
         self.transmit(message)
         return message
 
@@ -174,7 +175,7 @@ class Party(OneDialog):
             self.leg, self.cseq = leg_of_called(request, f"{self.user}{next(_numbers)}"), 0
         self.ws.send(answer(request, status, f"Contact: <{self.uri}>", *fields, tag=self.leg.tag))
 
-    def response(self, status: int, method: str, seconds: float = 10.0) -> bytes:
+    def response(self, status: int, method: str, seconds: float = PATIENCE_SECONDS) -> bytes:
         """The next answer to this method that is no 100; it has this status. One with a To tag fixes the dialog."""
         message = self.ws.receive_until(
             lambda m: m[:8] == b"SIP/2.0 " and m[8:11] != b"100" and header(m, "CSeq").endswith(method), seconds
@@ -203,12 +204,12 @@ class Phone(OneDialog):
 
     def answered(self) -> None:
         """Wait for the 200 and acknowledge it."""
-        self.leg = leg_of_caller(self.peer.receive_until(b"SIP/2.0 200", 10)[0])
+        self.leg = leg_of_caller(self.peer.receive_until(b"SIP/2.0 200")[0])
         self.send("ACK", cseq=self.cseq)
 
     def hung_up(self) -> None:
         """Wait for BYE and answer it."""
-        bye, source = self.peer.receive_until(b"BYE ", 10)
+        bye, source = self.peer.receive_until(b"BYE ")
         self.peer.send(answer(bye, "200 OK"), source)
 
     def close(self) -> None:
@@ -254,7 +255,7 @@ class Browser:
         """One message."""
         self.socket.send(message)
 
-    def expect(self, start: str, cseq: str = "", seconds: float = 15.0) -> bytes:
+    def expect(self, start: str, cseq: str = "", seconds: float = PATIENCE_SECONDS) -> bytes:
         """The next message that begins with `start` and whose CSeq ends with `cseq`; others are dropped."""
         deadline, others = time.monotonic() + seconds, []
         while True:
@@ -304,7 +305,7 @@ class Desk:
         """One datagram to the gateway."""
         self.peer.send(message, self.gate)
 
-    def expect(self, start: str, cseq: str = "", seconds: float = 15.0) -> bytes:
+    def expect(self, start: str, cseq: str = "", seconds: float = PATIENCE_SECONDS) -> bytes:
         """The next datagram that begins with `start` and whose CSeq ends with `cseq`; others are dropped."""
         deadline = time.monotonic() + seconds
         while True:

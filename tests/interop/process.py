@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
+PATIENCE_SECONDS = 30.0
+"""How long a test waits for what must come and has no time of its own: a slow, busy machine is no fault."""
 
 
 class TestTimeout(AssertionError):
@@ -22,7 +24,7 @@ class TestTimeout(AssertionError):
     __test__ = False
 
 
-def wait_for(condition: Callable[[], T], what: str, seconds: float = 20.0, interval: float = 0.02) -> T:
+def wait_for(condition: Callable[[], T], what: str, seconds: float = PATIENCE_SECONDS, interval: float = 0.02) -> T:
     """Poll `condition` until it is true and return its value. Raises TestTimeout naming `what`."""
     deadline = time.monotonic() + seconds
     while True:
@@ -90,10 +92,16 @@ def _is_free(host: str, port: int) -> bool:
     return True
 
 
+def udp_is_bound(host: str, port: int) -> bool:
+    """True when a program has a UDP socket at `host`:`port`."""
+    entry = "".join(f"{int(part):02X}" for part in reversed(host.split("."))) + f":{port:04X}"
+    return any(entry == line.split()[1] for line in Path("/proc/net/udp").read_text().splitlines()[1:])
+
+
 def accepts(host: str, port: int) -> bool:
     """True when a TCP connection to `host`:`port` opens."""
     try:
-        socket.create_connection((host, port), timeout=1).close()
+        socket.create_connection((host, port), timeout=5).close()
     except OSError:
         return False
     return True
@@ -126,7 +134,7 @@ class Process:
         """True until the program has ended."""
         return self.popen.poll() is None
 
-    def ready(self, condition: Callable[[], T], seconds: float = 20.0) -> T:
+    def ready(self, condition: Callable[[], T], seconds: float = PATIENCE_SECONDS) -> T:
         """Wait until `condition` holds; fails at once when the program ends before."""
 
         def check() -> T:
@@ -139,7 +147,7 @@ class Process:
         except TestTimeout as error:
             raise TestTimeout(f"{error}:\n{self.output[-4000:]}") from None
 
-    def stop(self, seconds: float = 10.0) -> int:
+    def stop(self, seconds: float = PATIENCE_SECONDS) -> int:
         """SIGTERM, and SIGKILL for the whole group where that does not do. Returns the exit status."""
         if self.running:
             self.popen.send_signal(signal.SIGTERM)

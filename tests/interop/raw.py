@@ -12,6 +12,8 @@ import struct
 import time
 from collections.abc import Callable
 
+from tests.interop.process import PATIENCE_SECONDS
+
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 
@@ -37,7 +39,7 @@ class RawWebSocket:
         tls: ssl.SSLContext | None = None,
         source: str = "",
         protocol: str = "sip",
-        seconds: float = 20.0,
+        seconds: float = PATIENCE_SECONDS,
     ) -> None:
         self.seconds = seconds
         self.close_code: int | None = None
@@ -131,7 +133,7 @@ class RawWebSocket:
             elif opcode in (TEXT, BINARY):
                 return payload
 
-    def receive_until(self, pleases: Callable[[bytes], bool], seconds: float = 20.0) -> bytes:
+    def receive_until(self, pleases: Callable[[bytes], bool], seconds: float = PATIENCE_SECONDS) -> bytes:
         """The next message that `pleases`; others are dropped. Raises AssertionError with those."""
         deadline = time.monotonic() + seconds
         others: list[bytes] = []
@@ -150,21 +152,30 @@ class RawWebSocket:
 
 
 class UdpPeer:
-    """A SIP server or phone over UDP that only does what a test says."""
+    """A SIP server or phone over UDP that only does what a test says.
+
+    A message that comes again (RFC 3261 §17: a request whose answer is late, a failure whose ACK is) is passed over:
+    when that happens is the machine's affair. An ACK is never late for anybody, and is shown each time.
+    """
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
-        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.socket = socket.socket(family, socket.SOCK_DGRAM)
         self.socket.bind((host, port))
-        self.host, self.port = self.socket.getsockname()
-        self._requests: set[bytes] = set()
+        self.host, self.port = self.socket.getsockname()[:2]
+        self._seen: set[bytes] = set()
 
-    def receive(self, seconds: float = 10.0) -> tuple[bytes, tuple[str, int]] | None:
+    def receive(self, seconds: float = PATIENCE_SECONDS) -> tuple[bytes, tuple[str, int]] | None:
         """The next datagram and its source; None when none came."""
-        if not select.select([self.socket], [], [], seconds)[0]:
-            return None
-        return self.socket.recvfrom(65536)
+        deadline = time.monotonic() + seconds
+        while select.select([self.socket], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            data, source = self.socket.recvfrom(65536)
+            if data not in self._seen or not data.strip() or data.startswith(b"ACK "):
+                self._seen.add(data)
+                return data, source[:2]
+        return None
 
-    def receive_until(self, start: bytes, seconds: float = 20.0) -> tuple[bytes, tuple[str, int]]:
+    def receive_until(self, start: bytes, seconds: float = PATIENCE_SECONDS) -> tuple[bytes, tuple[str, int]]:
         """The next datagram that begins with `start`; others are dropped. Raises AssertionError with those."""
         deadline = time.monotonic() + seconds
         others = []
@@ -176,15 +187,6 @@ class UdpPeer:
                 return got
             others.append(got[0])
         raise AssertionError(f"no datagram {start!r} in {seconds} s; instead: {others}")
-
-    def receive_request(self, start: bytes, seconds: float = 20.0) -> tuple[bytes, tuple[str, int]]:
-        """As receive_until, but none that came here before: over UDP a request comes again when its answer is late."""
-        deadline = time.monotonic() + seconds
-        while True:
-            got = self.receive_until(start, deadline - time.monotonic())
-            if got[0] not in self._requests:
-                self._requests.add(got[0])
-                return got
 
     def send(self, data: bytes, address: tuple[str, int]) -> None:
         """One datagram to `address`."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.interop.process import LineReader
+from tests.interop.process import PATIENCE_SECONDS, LineReader
 
 SOFTPHONE = Path(__file__).parent / "jssip" / "softphone.js"
 Event = dict[str, Any]
@@ -52,7 +52,9 @@ class Softphone:
         self._popen.stdin.write(json.dumps({"do": command, **arguments}) + "\n")
         self._popen.stdin.flush()
 
-    def wait(self, name: str, seconds: float = 10.0, accept: Callable[[Event], bool] = lambda _: True) -> Event:
+    def wait(
+        self, name: str, seconds: float = PATIENCE_SECONDS, accept: Callable[[Event], bool] = lambda _: True
+    ) -> Event:
         """The next event called `name` that `accept` takes, behind the last one returned. Fails with all that came."""
 
         def pleases(line: str) -> bool:
@@ -66,7 +68,7 @@ class Softphone:
         event: Event = json.loads(self._reader.lines[index])
         return event
 
-    def wait_sip(self, direction: str, start: str, seconds: float = 10.0) -> str:
+    def wait_sip(self, direction: str, start: str, seconds: float = PATIENCE_SECONDS) -> str:
         """The next SIP message in `direction` (in, out) whose first line begins with `start`."""
         event = self.wait("sip", seconds, lambda e: e["direction"] == direction and e["text"].startswith(start))
         text: str = event["text"]

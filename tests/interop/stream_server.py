@@ -8,6 +8,8 @@ import socket
 import ssl
 import time
 
+from tests.interop.process import PATIENCE_SECONDS
+
 LENGTH = re.compile(rb"\r\nContent-Length: *(\d+)", re.IGNORECASE)
 
 
@@ -18,7 +20,7 @@ class Line:
         self.socket, self.source = connection, source
         self._buffer = b""
 
-    def receive(self, seconds: float = 10.0) -> bytes:
+    def receive(self, seconds: float = PATIENCE_SECONDS) -> bytes:
         """The next message, keep-alives passed over. Raises AssertionError when none comes."""
         deadline = time.monotonic() + seconds
         while True:
@@ -47,7 +49,7 @@ class Line:
 
     def send(self, data: bytes) -> None:
         """Send, however long it takes."""
-        self.socket.settimeout(20)
+        self.socket.settimeout(PATIENCE_SECONDS)
         self.socket.sendall(data)
 
     def close(self) -> None:
@@ -65,7 +67,7 @@ class StreamServer:
         self.port: int = self._listener.getsockname()[1]
         self.lines: list[Line] = []
 
-    def accept(self, seconds: float = 10.0) -> Line:
+    def accept(self, seconds: float = PATIENCE_SECONDS) -> Line:
         """The next connection. Raises ssl.SSLError where its client does not shake hands."""
         assert self.is_wanted(seconds), "nobody connected"
         connection, source = self._listener.accept()

@@ -109,7 +109,7 @@ def test_the_shipped_file_serves_443_as_root_and_gives_root_up(place: Path, host
     command = host.inside(sys.executable, "-m", "wsgate", "-c", "conf/wsgate.ini")
     daemon = Process(command, place / "log", env={"PYTHONPATH": str(ROOT)})
     try:
-        daemon.ready(lambda: "is ready" in daemon.output, 20)
+        daemon.ready(lambda: "is ready" in daemon.output)
         assert "200 OK" in host.fetch()
         assert "200 OK" in host.fetch("::1")
         worker = worker_of(daemon.popen.pid)
@@ -259,7 +259,7 @@ def test_the_commands_of_the_systemd_unit_do_what_systemd_expects(place: Path, h
     subprocess.run(check, check=True, env={**os.environ, **environment}, timeout=20, capture_output=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(str(place / "notify"))
-        notify.settimeout(20)
+        notify.settimeout(30)
         daemon = Process(host.inside(*shlex.split(service["ExecStart"])), place / "log", env=environment)
         try:
             assert notify.recv(1000).decode().splitlines() == ["READY=1", f"MAINPID={daemon.popen.pid}"]
@@ -294,7 +294,7 @@ def test_the_log_goes_to_syslog(place: Path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as syslog:
         syslog.bind(str(devices / "log"))
         (devices / "log").chmod(0o666)
-        syslog.settimeout(20)
+        syslog.settimeout(30)
         command = ["unshare", "--mount", "sh", "-c", IN_A_DEV_OF_ITS_OWN, "sh", devices]
         daemon = Process(
             [*command, sys.executable, "-m", "wsgate", "-c", ini], place / "err", env={"PYTHONPATH": str(ROOT)}

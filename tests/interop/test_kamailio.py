@@ -16,6 +16,7 @@ import pytest
 from tests.dns_server import DnsServer
 from tests.interop.daemon import Daemon
 from tests.interop.kamailio import PASSWORD, Kamailio
+from tests.interop.party import SDP, Phone
 from tests.interop.process import wait_for
 from tests.interop.sipp import Sipp, register
 from tests.interop.softphone import Softphone, header, headers
@@ -318,37 +319,44 @@ def reconnect(phone: Softphone) -> None:
     phone.do("cut")
     phone.wait("disconnected")
     phone.wait("connected")
-    phone.wait("sip", 10, lambda e: e["text"].startswith("SIP/2.0 200") and "REGISTER" in header(e["text"], "CSeq"))
+    phone.wait("sip", accept=lambda e: e["text"].startswith("SIP/2.0 200") and "REGISTER" in header(e["text"], "CSeq"))
 
 
 @pytest.mark.parametrize("ends", ["browser", "desk"])
 def test_call_survives_a_lost_connection(company: Company, ends: str) -> None:
     """D3: in-dialog requests of both sides find the flow that the browser registered on anew."""
     phone = Softphone(company.gateway.url, f"carol{next(NUMBER)}", PASSWORD)
+    desk = Phone(company.kamailio.port)
     try:
         phone.wait("registered")
-        desk = company.caller("uac_byed" if ends == "browser" else "uac_bye", phone.user, hold_seconds=5.0)
+        desk.call(phone.user, body=SDP)
         phone.wait("session")
         phone.do("answer")
+        desk.answered()
         phone.wait("confirmed")
         reconnect(phone)
         if ends == "browser":
             phone.do("hangup")
-        phone.wait("ended")
-        desk.done()
+            desk.hung_up()
+            phone.wait("ended")
+        else:
+            desk.send("BYE")
+            assert phone.wait("ended")["originator"] == "remote"
+            assert header(desk.peer.receive_until(b"SIP/2.0 200")[0].decode(), "CSeq") == "2 BYE"
         wait_no_dialogs(company)
     finally:
         phone.close()
+        desk.close()
 
 
 def call_through(company: Company, stack: ExitStack, check: Callable[[Softphone], None] = assert_well_served) -> None:
     """Register, call a desk phone that hangs up, be called and hang up."""
     phone = Softphone(company.gateway.url, "alice", PASSWORD)
     stack.callback(phone.close)
-    phone.wait("registered", 20)
+    phone.wait("registered")
     desk = company.desk("uas_bye")
     phone.do("call", target=f"sip:{desk.user}@example.test")
-    phone.wait("confirmed", 20)
+    phone.wait("confirmed")
     phone.wait("ended")
     desk.done()
     desk = company.caller("uac_byed", phone.user)

@@ -36,7 +36,7 @@ from tests.interop.raw import header, headers
 from tests.interop.softphone import Softphone
 from tests.interop.softphone import header as header_of_text
 
-ORPHAN_GRACE, RECONNECT_GRACE = 0.5, 2.0
+ORPHAN_GRACE, RECONNECT_GRACE = 0.5, 3.0
 
 
 class Line(NamedTuple):
@@ -46,9 +46,20 @@ class Line(NamedTuple):
     relay: CutRelay
     desk: Desk
 
-    def wait_flows(self, count: int) -> None:
-        """Wait until the gateway has noticed which WebSockets are left."""
-        wait_for(lambda: len(self.gateway.status()["flows"]) == count, f"{count} flows in /status", 20)
+    def wait_flows(self, count: int) -> float:
+        """Wait until the gateway has noticed which WebSockets are left; the last time that it had not, 0.0 for none."""
+        not_yet_at = 0.0
+
+        def has_noticed() -> bool:
+            nonlocal not_yet_at
+            asked_at = time.monotonic()
+            if len(self.gateway.status()["flows"]) == count:
+                return True
+            not_yet_at = asked_at
+            return False
+
+        wait_for(has_noticed, f"{count} flows in /status")
+        return not_yet_at
 
     def browser(self, is_known_by: str = "instance") -> Browser:
         """A new user's client, registered."""
@@ -187,9 +198,9 @@ class JsSip(NamedTuple):
     def come_back(self) -> None:
         """Wait until it has noticed, connected and registered again by itself (C7)."""
         self.phone.wait("disconnected")
-        self.phone.wait("connected", 20)
+        self.phone.wait("connected")
         self.desk.grant()
-        self.phone.wait("sip", 20, lambda e: e["direction"] == "in" and "REGISTER" in e["text"])
+        self.phone.wait("sip", accept=lambda e: e["direction"] == "in" and "REGISTER" in e["text"])
 
     def reinvite(self, leg: Leg, number: int) -> None:
         """A re-INVITE of the desk reaches the browser and is answered end to end."""
@@ -257,7 +268,7 @@ def milliseconds_to_refuse(desk: Desk, leg: Leg, method: str, number: int, statu
 
 @pytest.mark.parametrize("way", list(Cut))
 def test_b1_without_flow_rebind_a_dead_flow_is_told_within_50_ms(off: Line, way: Cut) -> None:
-    """430 where the Route has ;ob, 480 where not. The quickest of three counts: the machine has other work."""
+    """430 where the Route has ;ob, 480 where not. The quickest of many counts: the machine has other work."""
     browser, desk = off.browser(), off.desk
     call = call_from_desk(browser, desk)
     by_path = call.desk._replace(routes=browser.path)
@@ -268,8 +279,8 @@ def test_b1_without_flow_rebind_a_dead_flow_is_told_within_50_ms(off: Line, way:
     off.wait_flows(1)
     for method in ("INVITE", "INFO", "BYE"):
         for leg, status in ((call.desk, 480), (by_path, 430)):
-            numbers = range(10, 13) if status == 480 else range(20, 23)
-            assert min(milliseconds_to_refuse(desk, leg, method, number, status) for number in numbers) < 50
+            numbers = range(10, 40) if status == 480 else range(50, 80)
+            assert any(milliseconds_to_refuse(desk, leg, method, number, status) < 50 for number in numbers)
 
 
 # Hung up (rule D4)
@@ -291,14 +302,13 @@ def test_d4_calls_of_a_browser_that_stays_away_get_bye_after_the_grace(hasty: Li
         call = CALLS[caller](browser, desk)
         browser_asks(browser, desk, call.browser, "INFO", number)
         calls[call.browser.call_id] = (call.browser, number + 1)
+    cut_at = time.monotonic()
     hasty.relay.cut(way)
-    hasty.wait_flows(0)
-    noticed_at = time.monotonic()
+    not_noticed_at = max(cut_at, hasty.wait_flows(0))
     while calls:
         bye = desk.expect("BYE ")
         assert header(bye, "Call-ID") in calls, bye
-        # /status was asked a little after the gateway knew.
-        assert time.monotonic() - noticed_at > RECONNECT_GRACE - 0.8
+        assert time.monotonic() - not_noticed_at > RECONNECT_GRACE - 0.1
         assert headers(bye, "Route") == [desk.route]
         assert_hung_up(bye, *calls.pop(header(bye, "Call-ID")))
         desk.answer(bye)
@@ -327,10 +337,10 @@ def test_d4_closing_the_tab_while_it_rings_cancels_and_a_2xx_that_still_comes_is
     invite = desk.expect("INVITE ")
     desk.answer(invite, "180 Ringing")
     browser.expect("SIP/2.0 180")
+    closing_at = time.monotonic()
     browser.close_tab()
-    closed_at = time.monotonic()
     cancel = desk.expect("CANCEL ")
-    assert time.monotonic() - closed_at > ORPHAN_GRACE - 0.1
+    assert time.monotonic() - closing_at > ORPHAN_GRACE - 0.1
     assert headers(cancel, "Via") == headers(invite, "Via")[:1]
     assert (header(cancel, "CSeq"), header(cancel, "Call-ID")) == ("1 CANCEL", header(sent, "Call-ID"))
     assert "browser is gone" in header(cancel, "Reason")

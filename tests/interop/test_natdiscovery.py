@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.process import Process, accepts, free_port
+from tests.interop.daemon import READY
+from tests.interop.process import Process, free_port
 from tests.turn_process import ROOT
 
 ASKED, OTHER, CLIENT = "127.0.0.1", "127.0.0.2", "127.0.0.3"
@@ -43,7 +44,7 @@ class Server:
         ini.write_text(INI.format(web=free_port(), port=self.port, alternate=self.alternate, asked=ASKED, other=OTHER))
         command = [sys.executable, "-m", "wsgate", "-c", ini]
         self.process = Process(command, directory / "log", env={"PYTHONPATH": str(ROOT)})
-        self.process.ready(lambda: accepts(ASKED, self.port), 20)
+        self.process.ready(lambda: READY in self.process.output)
 
     def asked(self, *options: str, server: str = ASKED) -> str:
         """What turnutils_natdiscovery prints."""

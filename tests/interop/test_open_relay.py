@@ -18,6 +18,7 @@ import pytest
 
 from tests.dns_server import DnsServer
 from tests.interop.daemon import Daemon
+from tests.interop.process import PATIENCE_SECONDS, free_port
 from tests.interop.raw import RawWebSocket, UdpPeer, answer, header, headers, sip
 
 NUMBER = itertools.count(1)
@@ -34,7 +35,7 @@ class Victim:
 
     def __init__(self, host: str) -> None:
         self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.udp.bind((host, 0))
+        self.udp.bind((host, free_port(host)))
         self.host, self.port = self.udp.getsockname()
         self.tcp = socket.create_server((host, self.port))
 
@@ -99,7 +100,7 @@ class Browser:
             body=body,
         )
 
-    def ask(self, request: bytes, seconds: float = 3.0) -> int:
+    def ask(self, request: bytes, seconds: float = PATIENCE_SECONDS) -> int:
         """Send a request and return the status of its final answer."""
         self.ws.send(request)
         branch = header(request, "Via").partition("branch=")[2].partition(";")[0].encode()
@@ -228,7 +229,7 @@ def ask_with_backend(scene: Scene, browser: Browser, request: bytes) -> int:
     """Send a request and return the status of its final answer; where it reaches the backend that says 404."""
     browser.ws.send(request)
     branch = header(request, "Via").partition("branch=")[2].encode()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         readable, _, _ = select.select([scene.backend.socket, browser.ws.socket], [], [], 0.1)
         if scene.backend.socket in readable:

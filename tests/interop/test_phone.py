@@ -108,18 +108,18 @@ class PhoneSystem:
         environment = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-m", "wsgate", "-c", self._ini]
         self._process = Process(command, self._directory / "wsgate.log", env=environment)
-        self._process.ready(lambda: accepts("127.0.0.1", self.plain_port) and self._healthy(), 20)
+        self._process.ready(lambda: accepts("127.0.0.1", self.plain_port) and self._healthy())
 
     def _healthy(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.plain}/healthz", timeout=2) as response:
+            with urllib.request.urlopen(f"{self.plain}/healthz", timeout=5) as response:
                 return bool(response.status == 200)
         except (urllib.error.URLError, OSError):
             return False
 
     def stop(self) -> None:
         """SIGTERM; asserts a clean end."""
-        status, log = self._process.stop(15), self._process.output
+        status, log = self._process.stop(), self._process.output
         assert status == 0, f"wsgate ended with {status}:\n{log[-6000:]}"
         assert "Traceback" not in log, log[-10000:]
 

@@ -61,7 +61,7 @@ def restart(gateway: Daemon, how: End) -> None:
         wait_for(lambda: not gateway.running and not accepts(*gateway.address), "the end of the old process")
         gateway.start()
     else:
-        wait_for(lambda: accepts(*gateway.address), "the new worker", 20)
+        wait_for(lambda: accepts(*gateway.address), "the new worker")
         gateway.status()
 
 
@@ -146,7 +146,7 @@ def test_t2_without_a_state_file_jssip_keeps_its_call_through_kamailio(
         leg = call_of_jssip(phone, desk, caller)
         restart(gateway, how)
         phone.wait("disconnected")
-        phone.wait("registered", 30)
+        phone.wait("registered")
         assert gateway.status()["dialogs"] == 0
         desk.send(leg.request("INVITE", 2, desk.via, f"Contact: <{FAR}>", body=SDP))
         phone.wait("reinvite")
@@ -209,7 +209,7 @@ def test_n6_right_after_a_start_no_server_is_a_stranger_because_the_dns_is_slow(
 
         def speak() -> None:
             # As soon as the new process asks: the BYE, and a little later the DNS is back.
-            wait_for(lambda: len(dns.asked) > asked, "a question", 20)
+            wait_for(lambda: len(dns.asked) > asked, "a question")
             desk.send(bye)
             time.sleep(0.2)
             dns.faults.clear()

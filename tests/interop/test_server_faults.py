@@ -7,6 +7,7 @@ RFC 3261 §17.1.1.2): one test makes two of them silent, the last one reads what
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -28,6 +29,30 @@ from tests.interop.test_kamailio import Company, backend, call_through, zone
 SRV = "_sip._{transport} SRV 10 10 {first} one\n_sip._{transport} SRV 20 10 {second} one\none A 127.0.0.1\n"
 
 
+class Busy:
+    """A server over UDP that answers each INVITE with 486 at once; `calls` are their Call-IDs and when they came."""
+
+    def __init__(self) -> None:
+        self._peer, self.calls = UdpPeer(), dict[str, float]()
+        self.port = self._peer.port
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while not self._ending.is_set():
+            got = self._peer.receive(0.1)
+            if got is not None and got[0].startswith(b"INVITE "):
+                self.calls[header(got[0], "Call-ID")] = time.monotonic()
+                self._peer.send(answer(got[0], "486 Busy Here", tag="s"), got[1])
+
+    def close(self) -> None:
+        """End the thread and close the socket."""
+        self._ending.set()
+        self._thread.join()
+        self._peer.close()
+
+
 class Silence(NamedTuple):
     """Calls to silent servers on their way: of alice to example.test, a Kamailio that was stopped, of bob to pair.test,
     whose `second` server is well; and a MESSAGE of carol to example.test.
@@ -35,7 +60,7 @@ class Silence(NamedTuple):
 
     gateway: Daemon
     kamailio: Kamailio
-    second: UdpPeer
+    second: Busy
     other: UdpPeer
     alice: Party
     bob: Party
@@ -45,7 +70,7 @@ class Silence(NamedTuple):
 
 @pytest.fixture(scope="module")
 def silence(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Silence]:
-    """Begins with the first test that asks for it; the last one must come within 60 s.
+    """Begins with the first test that asks for it; the last one reads what came of it, however much later.
 
     `other` is the server of third.test, in good health.
     """
@@ -53,7 +78,8 @@ def silence(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Silence]:
     with ExitStack() as stack:
         kamailio = Kamailio(directory / "kamailio")
         stack.callback(kamailio.stop)
-        first, second, other = (stack.enter_context(closing(UdpPeer())) for _ in range(3))
+        first, other = (stack.enter_context(closing(UdpPeer())) for _ in range(2))
+        second = stack.enter_context(closing(Busy()))
         records = SRV.format(transport="udp", first=first.port, second=second.port)
         dns = stack.enter_context(DnsServer(records, "pair.test"))
         text = f"""
@@ -66,6 +92,8 @@ def silence(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Silence]:
             target = sip:127.0.0.1:{other.port};transport=udp
             [dns]
             nameservers = {dns.address[0]}:{dns.address[1]}
+            [websocket]
+            ping_interval = 600
             """
         gateway = Daemon(directory / "wsgate", text)
         stack.callback(gateway.stop)
@@ -106,7 +134,7 @@ def test_a_restart_of_the_server_in_the_middle_of_a_call(transport: str, ends: s
             if who == "desk":
                 desk.send("BYE")
                 alice.answer(alice.request("BYE"), "200 OK")
-                desk.peer.receive_until(b"SIP/2.0 200", 10)
+                desk.peer.receive_until(b"SIP/2.0 200")
             else:
                 alice.send("BYE")
                 desk.hung_up()
@@ -130,12 +158,11 @@ def test_n5_others_are_served_at_once_while_a_server_is_silent(silence: Silence)
     with closing(Party(silence.gateway.address, "dave", PASSWORD)) as dave:
         for party in (dave, silence.alice):
             ours = party.leg, party.cseq
-            began = time.monotonic()
             party.call("erin", domain="third.test", method="OPTIONS")
             request, source = silence.other.receive_until(b"OPTIONS ")
             silence.other.send(answer(request, "200 OK", tag="e"), source)
             party.response(200, "OPTIONS")
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - silence.since < 25, "nobody waited for Timer B"
             party.leg, party.cseq = ours
 
 
@@ -162,15 +189,19 @@ def test_n2_a_server_that_takes_no_connection_costs_one_caller_four_seconds(tmp_
         alice, bob = (stack.enter_context(closing(Party(gateway.address, user, PASSWORD))) for user in ("alice", "bob"))
         began = time.monotonic()
         alice.call("nobody")
-        alice.response(404, "INVITE", 15)
+        alice.response(404, "INVITE")
         assert time.monotonic() - began > 3, "the first target was tried"
         assert dead() == [f"TCP 127.0.0.1:{place[1]}"]
-        began = time.monotonic()
         bob.register()
-        alice.call("bob")
-        bob.answer(bob.request("INVITE"), "486 Busy Here")
-        alice.response(486, "INVITE")
-        assert time.monotonic() - began < 3, "who is known to be dead is not waited for"
+
+        def seconds_to_call() -> float:
+            began = time.monotonic()
+            alice.call("bob")
+            bob.answer(bob.request("INVITE"), "486 Busy Here")
+            alice.response(486, "INVITE")
+            return time.monotonic() - began
+
+        assert any(seconds_to_call() < 3 for _ in range(3)), "who is known to be dead is not waited for"
         full.settimeout(20)
         full.accept()[0].close()
         filling.close()
@@ -218,22 +249,16 @@ def test_second_srv_target_takes_over_from_one_that_says_503(tmp_path: Path) -> 
 
 def test_n3_what_a_silent_server_costs(silence: Silence) -> None:
     """N2, N3, table A: 408, or the second target; nothing for another request (4320); then a probe finds it alive."""
-    gateway, left = silence.gateway, max(10.0, 45 - (time.monotonic() - silence.since))
-    request, source = silence.second.receive_until(b"INVITE ", left)
-    assert time.monotonic() - silence.since > 25, "Timer B"
-    silence.second.send(answer(request, "486 Busy Here", tag="s"), source)
-    silence.bob.response(486, "INVITE")
-    refused = silence.alice.response(408, "INVITE", left)
+    gateway, second = silence.gateway, silence.second
+    silence.bob.response(486, "INVITE", 60)
+    assert second.calls[silence.bob.leg.call_id] - silence.since > 25, "Timer B"
+    refused = silence.alice.response(408, "INVITE", 60)
     assert header(refused, "Warning")
     assert len(gateway.status()["backends"]["pair.test"]["dead"]) == 1
     began = time.monotonic()
     silence.bob.call("somebody", domain="pair.test")
-    request = b""
-    while silence.bob.leg.call_id.encode() not in request:  # the first call may have been sent twice
-        request, source = silence.second.receive_until(b"INVITE ")
-    silence.second.send(answer(request, "486 Busy Here", tag="t"), source)
     silence.bob.response(486, "INVITE")
-    assert time.monotonic() - began < 3, "remembered"
+    assert second.calls[silence.bob.leg.call_id] - began < 25, "remembered: Timer B is not waited for again"
     while (message := silence.carol.ws.receive(0.2)) is not None:
         assert message.startswith(b"SIP/2.0 100 "), "no 408 to a request that is not INVITE"
     assert gateway.status()["backends"]["example.test"]["dead"]

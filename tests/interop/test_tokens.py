@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.process import Process, accepts, free_port, wait_for
+from tests.interop.daemon import READY
+from tests.interop.process import Process, free_port, wait_for
 from tests.turn_process import ROOT
 
 KEYS = {
@@ -52,7 +53,7 @@ class Server:
         ini.write_text(INI.format(web=free_port(), port=self.port))
         command = [sys.executable, "-m", "wsgate", "-c", ini]
         self.process = Process(command, directory / "log", env={"PYTHONPATH": str(ROOT)})
-        self.process.ready(lambda: accepts("127.0.0.1", self.port), 20)
+        self.process.ready(lambda: READY in self.process.output)
 
     def write(self, keys: dict[str, bytes]) -> None:
         lines = [f"{kid}:{base64.b64encode(secret).decode()}\n" for kid, secret in keys.items()]
@@ -61,7 +62,7 @@ class Server:
     def reload(self) -> None:
         before = self.process.output.count("reloaded")
         os.kill(self.process.popen.pid, signal.SIGHUP)
-        wait_for(lambda: self.process.output.count("reloaded") > before, "the reload", 20)
+        wait_for(lambda: self.process.output.count("reloaded") > before, "the reload")
 
     def uclient(self, *options: str) -> str:
         command = ["turnutils_uclient", "-v", "-J", "-y", "-p", str(self.port), "-u", "any", "-w", "any", *options]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.interop.daemon import READY
 from tests.interop.process import Process, accepts, free_port
 from tests.turn_process import PASSWORD, ROOT, USER, TurnProcess, write_certificate
 
@@ -59,7 +60,7 @@ class Coturn:
         command += ["--log-file", "stdout", "--simple-log", "--pidfile", str(directory / "coturn.pid")]
         command += ["--userdb", str(directory / "coturn.db"), *options]
         self.process = Process(command, directory / "coturn.log")
-        self.process.ready(lambda: accepts("127.0.0.1", self.port) and accepts("127.0.0.1", self.tls_port), 20)
+        self.process.ready(lambda: accepts("127.0.0.1", self.port) and accepts("127.0.0.1", self.tls_port))
 
 
 LONG_TERM = ("--lt-cred-mech", "-u", f"{USER}:{PASSWORD}")
@@ -152,7 +153,7 @@ def test_credentials_of_an_ini_file_open_coturn_and_wsgate(tmp_path: Path) -> No
     )
     daemon = Process([sys.executable, "-m", "wsgate", "-c", ini], tmp_path / "log", env={"PYTHONPATH": str(ROOT)})
     try:
-        daemon.ready(lambda: accepts("127.0.0.1", turn_port), 20)
+        daemon.ready(lambda: READY in daemon.output)
         made = wsgate("turn-credentials", "-c", ini, "--user", "tester", "--ttl", "600")
         assert made.returncode == 0, made.stderr
         *lines, last = made.stdout.splitlines()

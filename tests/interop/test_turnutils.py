@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import socket
 import ssl
 import subprocess
 from typing import Any
@@ -13,6 +12,7 @@ import aioice.stun
 import aioice.turn
 import pytest
 
+from tests.interop.process import PATIENCE_SECONDS, free_port, udp_is_bound, wait_for
 from tests.turn_process import PASSWORD, SECRET, USER, TurnProcess
 
 PEER_HOST = "127.0.0.2"
@@ -87,6 +87,7 @@ def outputs() -> dict[str, str]:
     port = str(free_port(PEER_HOST))
     peer = subprocess.Popen(["turnutils_peer", "-L", PEER_HOST, "-p", port], stdout=subprocess.DEVNULL)
     try:
+        wait_for(lambda: udp_is_bound(PEER_HOST, int(port)), "the peer")
         options: dict[str, Any] = {
             "channel_range": "rfc5766",
             "unauthenticated_rate": 10**6,
@@ -178,9 +179,9 @@ async def relay_with_aioice(port: int, password: str, **options: Any) -> tuple[b
     )
     try:
         client_transport.sendto(b"there", peer_transport.get_extra_info("sockname"))
-        there, relayed = await asyncio.wait_for(peer.received.get(), 10)
+        there, relayed = await asyncio.wait_for(peer.received.get(), PATIENCE_SECONDS)
         peer_transport.sendto(b"and back", relayed)
-        back, _ = await asyncio.wait_for(client.received.get(), 10)
+        back, _ = await asyncio.wait_for(client.received.get(), PATIENCE_SECONDS)
     finally:
         client_transport.close()
         peer_transport.close()
@@ -207,9 +208,3 @@ def test_aioice_relays_over_tcp_and_tls() -> None:
 def test_aioice_is_refused_with_a_wrong_password() -> None:
     with TurnProcess(allow=LOOPBACK) as turn, pytest.raises(aioice.stun.TransactionFailed, match="401"):
         asyncio.run(relay_with_aioice(turn.port, "wrong"))
-
-
-def free_port(host: str) -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])

@@ -139,7 +139,7 @@ def test_a_worker_that_dies_is_replaced_and_the_calls_of_others_go_on(three: Dae
     os.kill(before[2].pid, signal.SIGKILL)
     assert carol.ws.receive() is None
     pass_on(alice, bob, "INFO")
-    wait_for(lambda: three.log.count(READY) == ready + 1, "another worker", 30)
+    wait_for(lambda: three.log.count(READY) == ready + 1, "another worker")
     after = processes(three)
     assert {number: after[number].pid == before[number].pid for number in range(3)} == {0: True, 1: True, 2: False}
     pass_on(bob, alice, "BYE")
@@ -157,7 +157,7 @@ def test_a_call_outlives_the_worker_of_one_party(three: Daemon, stack: ExitStack
     establish(alice, bob)
     ready = three.log.count(READY)
     os.kill(processes(three)[2].pid, signal.SIGKILL)
-    wait_for(lambda: three.log.count(READY) == ready + 1, "another worker", 30)
+    wait_for(lambda: three.log.count(READY) == ready + 1, "another worker")
     move(three, bob, place)
     pass_on(alice, bob, "INFO")
     pass_on(bob, alice, "BYE")
@@ -177,7 +177,7 @@ def test_a_worker_that_stands_still_costs_the_others_nothing(three: Daemon, stac
             assert alice.register().startswith(b"SIP/2.0 200 ")
     finally:
         still.resume()
-    wait_for(lambda: three.statuses()[2]["bindings"] == before + 9, "the news", 20)
+    wait_for(lambda: three.statuses()[2]["bindings"] == before + 9, "the news")
 
 
 # Through a SIP server over UDP

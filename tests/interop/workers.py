@@ -6,7 +6,7 @@ import psutil
 
 from tests.interop.daemon import Daemon
 from tests.interop.party import Party
-from tests.interop.process import wait_for
+from tests.interop.process import PATIENCE_SECONDS, wait_for
 from tests.interop.raw import RawWebSocket
 from tests.interop.registration import PASSWORD
 
@@ -56,6 +56,6 @@ def move(daemon: Daemon, party: Party, worker: int, parameters: str = "") -> Non
     party.register(parameters=parameters)
 
 
-def wait_all(daemon: Daemon, key: str, values: list[int], seconds: float = 20.0) -> None:
+def wait_all(daemon: Daemon, key: str, values: list[int], seconds: float = PATIENCE_SECONDS) -> None:
     """Wait until /status of the workers says these values for `key`."""
     wait_for(lambda: [status[key] for status in daemon.statuses()] == values, f"{key} {values} at the workers", seconds)

@@ -49,7 +49,7 @@ class Setting:
                 f'Contact: <{OWN}>;+sip.instance="<urn:uuid:1>";reg-id=1;expires=600',
             )
         )
-        request, _ = self.server.receive_request(b"REGISTER")
+        request, _ = self.server.receive_until(b"REGISTER")
         self.answer(request, f"Contact: {header(request, 'Contact')}", "Expires: 600")
         assert b"200" in browser.receive_until(lambda data: data.startswith(b"SIP/2.0 200"))[:12]
 

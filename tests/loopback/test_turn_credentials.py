@@ -78,7 +78,7 @@ class Site:
                 f"Expires: {expires}",
             )
         )
-        request, source = self.server.receive_request(b"REGISTER")
+        request, source = self.server.receive_until(b"REGISTER")
         bound = [f"Contact: {header(request, 'Contact')};expires={expires}"] if expires else []
         self.server.send(answer(request, "200 OK", *bound, "X-Turn-Credentials: username=theirs", tag="r"), source)
         return self.browser.receive_until(lambda message: message.startswith(b"SIP/2.0 200"))

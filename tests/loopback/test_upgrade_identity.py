@@ -104,7 +104,7 @@ def message(user: str = "alice", to: str = "bob@example.test", *extra: str, meth
 def passes(browser: RawWebSocket, backend: UdpPeer, data: bytes) -> bytes:
     """Send a request that is to reach the backend, answer it there, and see the answer here; returns the request."""
     browser.send(data)
-    arrived, source = backend.receive_request(b"MESSAGE")
+    arrived, source = backend.receive_until(b"MESSAGE")
     echoed = [f"X-WS-Cookie: {value}" for value in headers(arrived, "X-WS-Cookie")]
     backend.send(answer(arrived, "200 OK", *echoed, tag="b"), source)
     final = browser.receive_until(lambda found: found.startswith(b"SIP/2.0 2"))

@@ -18,7 +18,7 @@ const FLAGS = [
   "--allow-loopback-in-peer-connection",
   "--autoplay-policy=document-user-activation-required",
 ];
-const WAIT_MS = 20000;
+const WAIT_MS = 30000;
 
 let browser = null;
 const pages = new Map(); // name -> {page, context, log}
