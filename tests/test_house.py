@@ -44,7 +44,7 @@ FLOORS = {
         "config cross_checks ini crew web statefile signalling media turn_offer store named_files parts gateway"
     ),
     "process": (
-        "userfile control daemon plan sockets databases worker_process supervisor worker"
+        "userfile control daemon plan offer sockets databases worker_process supervisor worker"
         " turn_link turn_trial turn_credentials turn_commands cli __main__"
     ),
 }

@@ -21,6 +21,7 @@ from wsgate.daemon import Account
 from wsgate.errors import StartError
 from wsgate.handover import Crew, Endpoint
 from wsgate.log import logger
+from wsgate.offer import Offer, Verdict
 from wsgate.plan import Plan
 from wsgate.worker_process import State, WorkerProcess, WorkerStart
 
@@ -56,10 +57,7 @@ class Supervisor:
         self._files: dict[str, int] = {}
         self._closed: dict[int, list[Endpoint]] = {}
         self._inboxes: list[tuple[socket.socket, socket.socket]] = []
-        self._offered: tuple[Plan, dict[str, int]] | None = None
-        self._asked: set[int] = set()
-        self._accepted = False
-        self._refusals: list[str] = []
+        self._offer: Offer | None = None
         self._reload_wanted = False
         self._log_descriptor: int | None = None
         self._told_to_stop = 0.0
@@ -140,8 +138,9 @@ class Supervisor:
             signal.signal(number, lambda number, frame: None)
 
     def _start_worker(self, worker: WorkerProcess) -> None:
-        # What starts in the midst of a reload has the old files.
-        self._reload_wanted |= self._offered is not None
+        if self._offer is not None and not self._offer.begins(worker.number):
+            # What starts in the midst of a reload has the old files.
+            self._reload_wanted = True
         closed = sockets.reopen(self._sockets, self._closed.pop(worker.number, ()))
         if closed:
             self._closed[worker.number] = closed
@@ -162,13 +161,16 @@ class Supervisor:
             if self._pidfile is not None:
                 self._pidfile.forget()
             crew = self._crew(number)
+            settings, files = self._plan, self._files
+            if self._offer is not None and self._offer.is_on_trial(number):
+                settings, files = self._offer.plan, self._offer.files
             sockets.close_all({one: sock for one, sock in self._sockets.items() if one.worker != number})
             start = WorkerStart(
                 path=self._path,
                 channel=channel,
                 sockets={one: sock for one, sock in self._sockets.items() if one.worker == number},
-                descriptors=self._files,
-                log_level=self._plan.log_level,
+                descriptors=files,
+                log_level=settings.log_level,
                 log_target=self._log_target,
                 log_descriptor=self._log_descriptor,
                 account=self._account,
@@ -206,8 +208,8 @@ class Supervisor:
                 elif number in (signal.SIGTERM, signal.SIGINT):
                     self._stop()
             for worker in self._workers:
+                status = worker.ended()  # before its last words, so that none is missed
                 self._hear(worker, ready)
-                status = worker.ended()
                 if status is not None:
                     self._bury(worker, status)
                 self._check_deadline(worker)
@@ -256,11 +258,15 @@ class Supervisor:
             self._served = True
             daemon.notify("READY=1", f"MAINPID={os.getpid()}")
             ready()
+        if self._offer is not None and self._offer.is_on_trial(worker.number):
+            self._offer.accepted(worker.number)
+            self._conclude_reload()
         if self._reload_wanted:
             self._reload()
 
     def _bury(self, worker: WorkerProcess, status: int) -> None:
         """A worker has ended: it is started again unless it was told to. Raises StartError when not all ever served."""
+        had_failed = bool(worker.failure)
         reason = worker.bury(status)
         if self._stopping:
             return
@@ -270,9 +276,11 @@ class Supervisor:
         if delay > WAITING_SECONDS and any(other.state is State.RUNNING for other in self._workers):
             self._closed.setdefault(worker.number, []).extend(sockets.close_streams(self._sockets, worker.number))
         logger.error("%s; starting another in %g seconds", reason, delay)
-        if worker.number in self._asked:
-            self._asked.discard(worker.number)
+        if self._offer is not None:
+            self._offer.ended(worker.number, reason, was_killed=os.WIFSIGNALED(status) and not had_failed)
             self._conclude_reload()
+        if self._reload_wanted:
+            self._reload()  # which a start that failed would have put off for ever
 
     def _check_deadline(self, worker: WorkerProcess) -> None:
         if worker.deadline is None or time.monotonic() < worker.deadline:
@@ -308,16 +316,18 @@ class Supervisor:
         if self._stopping:
             return
         starting = any(worker.state is State.STARTING for worker in self._workers)
-        self._reload_wanted = starting or self._offered is not None
+        self._reload_wanted = starting or self._offer is not None
         if self._reload_wanted:
             return
         daemon.notify_reloading()
+        files: dict[str, int] = {}
         try:
             new = plan.read(self._path)
             files = sockets.read_files(new)
             databases.give(new, self._account)
             self._open_log(new)
         except StartError as error:
+            sockets.close_files(files)
             logger.error("reload refused, everything stays as it is: %s", error)
             daemon.notify("READY=1")
             return
@@ -325,16 +335,15 @@ class Supervisor:
             logger.warning("%s", notice)
         if new.endpoints != self._plan.endpoints:
             logger.warning("%s: changed addresses and ports take effect with a restart", self._path)
-        self._offered = (new, files)
         serving = [worker for worker in self._workers if worker.state is State.RUNNING]
-        self._asked = {worker.number for worker in serving}
-        self._refusals, self._accepted = [], not serving
+        self._offer = Offer(new, files, [worker.number for worker in serving])
+        if not serving:
+            logger.warning("no worker is there to judge what is to be reloaded: the next one starts with it")
         for worker in serving:
             for name, descriptor in files.items():
                 worker.tell("file", descriptor, name=name)
             worker.tell("log", self._log_descriptor, level=new.log_level, target=self._log_target)
             worker.tell("reload")
-        self._conclude_reload()
 
     def _reopen_log(self) -> None:
         """The log file anew, after it was moved away (SIGUSR1); nothing else is read again."""
@@ -347,39 +356,30 @@ class Supervisor:
             worker.tell("log", self._log_descriptor, level=self._plan.log_level, target=self._log_target)
 
     def _worker_answered(self, worker: WorkerProcess, message: Message) -> None:
+        if self._offer is None:
+            return
         if message.word == "reloaded":
-            self._accepted = True
+            self._offer.accepted(worker.number)
         else:
-            self._refusals.append(message.fields.get("text", ""))
-        self._asked.discard(worker.number)
+            self._offer.refused(worker.number, message.fields.get("text", ""))
         self._conclude_reload()
 
     def _conclude_reload(self) -> None:
-        """Once all have answered: workers to come get the new files if they could be used. All judge the same files."""
-        if self._asked or self._offered is None:
+        """Once all have answered: workers to come get the new files if they could be used."""
+        offer = self._offer
+        if offer is None or offer.verdict is Verdict.OPEN:
             return
-        if self._accepted and not self._refusals:
-            self._accept_offer()
+        self._offer = None
+        if offer.verdict is Verdict.TAKEN:
+            sockets.close_files(self._files)
+            self._plan, self._files = offer.plan, offer.files
+            logger.info("reloaded %s", self._path)
         else:
-            self._drop_offer()
-            for text in self._refusals[:1]:
-                logger.error("reload refused, everything stays as it is: %s", text)
-            daemon.notify("READY=1")
+            sockets.close_files(offer.files)
+            logger.error("reload refused, everything stays as it is: %s", offer.refusals[0])
+        daemon.notify("READY=1")
         if self._reload_wanted:
             self._reload()
-
-    def _accept_offer(self) -> None:
-        if self._offered is not None:
-            sockets.close_files(self._files)
-            self._plan, self._files = self._offered
-            self._offered = None
-        logger.info("reloaded %s", self._path)
-        daemon.notify("READY=1")
-
-    def _drop_offer(self) -> None:
-        if self._offered is not None:
-            sockets.close_files(self._offered[1])
-            self._offered = None
 
     def _close(self) -> None:
         """Leave nothing behind: no worker, socket, memory file or pidfile."""
@@ -392,7 +392,8 @@ class Supervisor:
         for pair in self._inboxes:
             for end in pair:
                 end.close()
-        self._drop_offer()
+        if self._offer is not None:
+            sockets.close_files(self._offer.files)
         sockets.close_all(self._sockets)
         sockets.close_files(self._files)
         if self._pidfile is not None:

@@ -1,7 +1,8 @@
 """The real supervisor and worker with a small gateway in place of the real one: `standin.py -c FILE [--daemon]`.
 
 A connection to the first listener gets one JSON line of facts. Files beside the ini make things happen while they
-exist: `start-fails`, `start-dies` and `reload-fails`.
+exist: `start-fails`, `start-dies`, `reload-fails` and `reload-dies`; with `unusable-TEXT` a file that says TEXT cannot
+be used.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -42,16 +44,28 @@ class StandIn:
             raise StartError(f"the stand-in cannot read {self.files.path('wsgate.key')}")
         if (self.configuration.directory / "start-dies").exists():
             os._exit(7)
+        self.check(self.configuration, self.files)
         listening = next(sock for endpoint, sock in self.endpoints.items() if endpoint.kind == "listener")
         self.server = self.make_server(listening, self.tell)
         self.server.start()
 
+    def check(self, configuration: Configuration, files: Files) -> None:
+        """Raise StartError for a file that cannot be used."""
+        for name, text in self.contents(configuration, files).items():
+            if (configuration.directory / f"unusable-{text[:20]}").exists():
+                raise StartError(f"the stand-in cannot use {files.path(name)}")
+
+    @staticmethod
+    def contents(configuration: Configuration, files: Files) -> dict[str, str]:
+        """What the files say that options name."""
+        read = {}
+        for reference in configuration.files():
+            with open(files.path(reference.name), encoding="utf-8") as file:
+                read[reference.name] = file.read()
+        return read
+
     def tell(self, connection: socket.socket, address: object) -> None:
         """One line of facts about this process."""
-        read = {}
-        for reference in self.configuration.files():
-            with open(self.files.path(reference.name), encoding="utf-8") as file:
-                read[reference.name] = file.read()
         facts = {
             "pid": os.getpid(),
             "supervisor": os.getppid(),
@@ -59,7 +73,7 @@ class StandIn:
             "groups": os.getgroups(),
             "number": self.crew.number,
             "reloads": self.reloads,
-            "files": read,
+            "files": self.contents(self.configuration, self.files),
             "descriptors": len(os.listdir("/proc/self/fd")),
             "endpoints": [[endpoint.kind, sock.getsockname()[1]] for endpoint, sock in self.endpoints.items()],
         }
@@ -74,6 +88,9 @@ class StandIn:
     def reload(self, configuration: Configuration, files: Files) -> None:
         if (configuration.directory / "reload-fails").exists():
             raise WsgateError(f"the stand-in cannot use {files.path('wsgate.key')}")
+        if (configuration.directory / "reload-dies").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.check(configuration, files)
         self.configuration, self.files = configuration, files
         self.reloads += 1
 

@@ -243,6 +243,61 @@ def test_a_reload_that_the_worker_refuses_changes_nothing(make: Start):
     assert running.ask()["files"] == first["files"]
 
 
+def with_users(running: Running, text: str) -> None:
+    (running.directory / "users.htdigest").write_text(text)
+    running.write("[backend a.test]\ntarget = embedded\n")
+
+
+def test_a_reload_is_not_lost_with_the_worker_that_was_to_judge_it(make: Start):
+    running = make().start()
+    (running.directory / "reload-dies").touch()
+    with_users(running, "new")
+    running.signal(signal.SIGHUP)
+    wait_for(lambda: "reloaded" in running.log, "the reload", 20)
+    assert "ended with signal 9" in running.log
+    assert running.ask()["files"]["users.htdigest"] == "new"
+
+
+def test_what_no_worker_can_start_with_never_takes_the_place_of_what_was_good(make: Start):
+    running = make()
+    with_users(running, "good")
+    running.start()
+    (running.directory / "start-dies").touch()
+    os.kill(running.ask()["pid"], signal.SIGKILL)
+    wait_for(lambda: "starting another in 4 seconds" in running.log, "nobody to judge a reload", 20)
+    (running.directory / "start-dies").unlink()
+    with_users(running, "bad")
+    (running.directory / "unusable-bad").touch()
+    running.signal(signal.SIGHUP)
+    wait_for(lambda: "reload refused" in running.log, "the refusal", 30)
+    assert f"the stand-in cannot use {running.directory}/users.htdigest" in running.log
+    facts = wait_for(running.ask, "another worker", 30)
+    assert facts["files"]["users.htdigest"] == "good"
+
+
+def test_a_mistake_that_keeps_all_workers_from_starting_is_mended_by_a_reload(make: Start):
+    running = make()
+    with_users(running, "old")
+    running.start()
+    (running.directory / "unusable-old").touch()
+    os.kill(running.ask()["pid"], signal.SIGKILL)
+    wait_for(lambda: "cannot use" in running.log, "a start that failed", 20)
+    with_users(running, "new")
+    running.signal(signal.SIGHUP)
+    wait_for(lambda: "reloaded" in running.log, "the reload", 30)
+    assert running.ask()["files"]["users.htdigest"] == "new"
+
+
+def test_a_reload_that_is_refused_leaks_nothing(make: Start):
+    running = make().start()
+    before = psutil.Process(running.pid).num_fds()
+    running.write(process="log_target = missing/wsgate.log")
+    for number in range(1, 4):
+        running.signal(signal.SIGHUP)
+        wait_for(lambda number=number: running.count("reload refused") == number, "the refusal")
+    assert psutil.Process(running.pid).num_fds() == before
+
+
 def ask_all(running: Running, count: int) -> dict[int, dict[str, Any]]:
     """What each of several stand-ins tells, by number."""
 
