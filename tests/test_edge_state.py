@@ -203,7 +203,7 @@ def stale_bye(old: Flow, uri: str = OWN, to: str = f"{ALICE};tag=a1") -> bytes:
 GRUU = "sip:alice@example.com;gr=urn:uuid:1"
 
 
-@pytest.mark.parametrize("uri", [OWN, f"{OWN};ob", GRUU])
+@pytest.mark.parametrize("uri", [OWN, f"{OWN};ob", GRUU, GRUU.replace("urn:uuid:1", "URN:UUID%3a1")])
 def test_t2_without_a_state_file_the_other_party_reaches_who_registered_the_same_contact_again(uri: str) -> None:
     """D3: AOR in To, and Contact or public GRUU in the Request-URI, name the client whose token nobody knows."""
     _, old, _, _ = journalled()

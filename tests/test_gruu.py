@@ -13,7 +13,7 @@ from tests.test_digest import Bytes
 from tests.test_registrar import ALICE, CONTACT, INSTANCE, Office, header
 from wsgate.keys import Key
 from wsgate.sip.flow import FlowTokens, Verdict
-from wsgate.sip.gruu import TemporaryGruus, fingerprint, public_gruu
+from wsgate.sip.gruu import TemporaryGruus, fingerprint, is_named, public_gruu
 from wsgate.sip.headers import parse_uri
 from wsgate.sip.location_service import Location
 
@@ -135,6 +135,22 @@ def test_a_gruu_leads_to_its_instance_alone():
     for uri in (public, temporary):
         [flows] = located(office, uri).instances
         assert [binding.flow for binding in flows] == [b"three", b"one"]
+
+
+@pytest.mark.parametrize(
+    ("instance", "gr", "named"),
+    [
+        (b"<urn:uuid:AB>", b"URN:uuid:ab", True),
+        (b"<urn:uuid:AB>", b"urn:uuid:abc", False),
+        (b"<urn:x%41>", b"urn:x%41", True),
+        (b"<urn:x%41>", b"urn:xA", False),
+        (b"<>", b"", False),
+        (b"", b"", False),
+    ],
+)
+def test_an_instance_is_named_in_any_case_and_by_its_own_escapes(instance: bytes, gr: bytes, named: bool) -> None:
+    """RFC 3261 §19.1.4; the escapes of the URI are resolved already."""
+    assert is_named(instance, gr) is named
 
 
 def test_a_gruu_of_nobody():

@@ -54,6 +54,11 @@ def bare(instance: bytes) -> bytes:
     return instance[1:-1] if instance[:1] == b"<" and instance[-1:] == b">" else instance
 
 
+def is_named(instance: bytes, gr: bytes) -> bool:
+    """True when `gr`, its escapes resolved, names this instance: like all of a URI in any case (RFC 3261 §19.1.4)."""
+    return bool(gr) and bare(instance).lower() == gr.lower()
+
+
 def fingerprint(instance: bytes, call_id: bytes) -> bytes:
     """What a temporary GRUU remembers of a registration: another Call-ID makes the old ones void (RFC 5627 §5.1)."""
     return hashlib.blake2b(b"%d:%b%b" % (len(instance), instance, call_id), digest_size=_FINGERPRINT_BYTES).digest()

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from wsgate.directory import Directory
 from wsgate.registrations import Registration
-from wsgate.sip.gruu import bare
-from wsgate.sip.headers import parse_uri, same_uri, unescape
+from wsgate.sip.gruu import is_named
+from wsgate.sip.headers import parse_uri, same_uri
 from wsgate.sip.message import Message
 
 
@@ -32,7 +32,6 @@ def _is_meant(registration: Registration, uri: bytes) -> bool:
     if same_uri(registration.contact, uri):
         return True
     parsed = parse_uri(uri)
-    instance = parsed.parameters.get(b"gr")
-    if not instance or not registration.instance or parsed.address_of_record != registration.aor:
-        return False
-    return unescape(instance) == bare(registration.instance)
+    return parsed.address_of_record == registration.aor and is_named(
+        registration.instance, parsed.parameters.get(b"gr") or b""
+    )

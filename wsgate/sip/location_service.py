@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from wsgate.bindings import Binding
 from wsgate.directory import Directory
-from wsgate.sip.gruu import TemporaryGruus, bare, fingerprint
+from wsgate.sip.gruu import TemporaryGruus, fingerprint, is_named
 from wsgate.sip.headers import Uri
 
 
@@ -75,7 +75,7 @@ class LocationService:
             return aor, self._directory.bindings(aor)
         instance = uri.parameters[b"gr"]
         if instance:
-            return aor, [one for one in self._directory.bindings(aor) if bare(one.instance) == instance]
+            return aor, [one for one in self._directory.bindings(aor) if is_named(one.instance, instance)]
         read = self._temporary_gruus.read(uri.user or b"") if self._temporary_gruus is not None else None
         if read is None or read.aor.rpartition(b"@")[2] != uri.host.encode():
             return b"", ()
