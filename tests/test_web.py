@@ -198,6 +198,33 @@ def test_no_page_of_another_site_reads_turn_credentials_where_all_may_connect():
     assert "Access-Control-Allow-Origin" not in answer.headers
 
 
+@pytest.mark.parametrize(
+    ("origins", "origin", "code"),
+    [(ORIGINS, "https://app.test", 200), (ORIGINS, "https://x.test", 403), ("[websocket]\norigins = *\n", "null", 403)],
+)
+def test_a_page_of_another_site_may_show_its_token_where_origins_names_it(origins: str, origin: str, code: int):
+    """Rule A5: a browser asks first, by OPTIONS, before it sends Authorization across sites."""
+    fields = (("Origin", origin), ("Access-Control-Request-Method", "GET"))
+    environ = {"wsgate.fields": fields, "wsgate.host": "gate.test:8443"}
+    app = application(origins, rtc=lambda *_: RTC)
+    answer = ask(app, "/turn", "OPTIONS", **environ)
+    assert (answer.code, b"username" in answer.body) == (code, False)
+    granted = {name: value for name, value in answer.headers.items() if name.startswith("Access-Control")}
+    assert granted == (
+        {
+            "Access-Control-Allow-Origin": origin,
+            "Access-Control-Allow-Credentials": "true",
+            "Access-Control-Allow-Methods": "GET",
+            "Access-Control-Allow-Headers": "Authorization",
+        }
+        if code == 200
+        else {}
+    )
+    assert ask(app, "/", "OPTIONS", **environ).code == 405
+    assert ask(application(origins), "/turn", "OPTIONS", **environ).code == 405
+    assert ask(app, "/turn", "OPTIONS", **{**environ, "wsgate.fields": fields[:1]}).code == 405
+
+
 def test_without_an_identity_no_turn_credentials():
     """Rule A5."""
     answer = ask_turn(Refusal("401 Unauthorized", "a bearer token is missing", (("WWW-Authenticate", "Bearer"),)))

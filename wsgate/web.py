@@ -120,7 +120,10 @@ class WebApplication:
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """One request; never blocks and holds nothing back."""
         method = environ["REQUEST_METHOD"]
-        response = self._respond(environ) if method in ("GET", "HEAD") else _METHOD_NOT_ALLOWED
+        if method in ("GET", "HEAD"):
+            response = self._respond(environ)
+        else:
+            response = self._preflight(environ) if method == "OPTIONS" else _METHOD_NOT_ALLOWED
         self._counters.count(f"http_responses_{response.status[:3]}")
         headers: Headers = [*response.headers]
         if not response.status.startswith("304"):
@@ -160,6 +163,25 @@ class WebApplication:
         body = json.dumps(self._status(), indent=2, ensure_ascii=True).encode() + b"\n"
         return Response("200 OK", JSON_TYPE, body)
 
+    def _preflight(self, environ: Environ) -> Response:
+        """What a browser asks before another site's page may show its bearer token to /turn (Fetch, CORS-preflight)."""
+        asked = values(environ.get("wsgate.fields", ()), "access-control-request-method")
+        if not asked or environ.get("PATH_INFO") != "/turn" or self._rtc_configuration is None:
+            return _METHOD_NOT_ALLOWED
+        shared = self._shared_with(environ)
+        if not shared:
+            return _FOREIGN_ORIGIN
+        allowed = (("Access-Control-Allow-Methods", "GET"), ("Access-Control-Allow-Headers", "Authorization"))
+        return Response("200 OK", TEXT_TYPE, b"", (*NOT_STORED, ("Vary", "Origin"), *shared, *allowed))
+
+    def _shared_with(self, environ: Environ) -> Headers:
+        """What lets the page that asks read the answer, where `origins` names its site; never a wildcard (rule A5)."""
+        fields, allowed = environ["wsgate.fields"], self.configuration.websocket.origins
+        origins = values(fields, "origin")
+        if not origins or "*" in allowed or not origin_allowed(origins, environ["wsgate.host"], allowed):
+            return []
+        return [("Access-Control-Allow-Origin", origins[0]), ("Access-Control-Allow-Credentials", "true")]
+
     def _turn_page(self, environ: Environ, rtc_configuration: RtcConfiguration) -> Response:
         """TURN credentials as RTCConfiguration, for a session cookie or bearer token (rule A5).
 
@@ -168,11 +190,10 @@ class WebApplication:
         fields = environ["wsgate.fields"]
         origins, host = values(fields, "origin"), environ["wsgate.host"]
         if not origin_allowed(origins, host, self.configuration.websocket.origins):
-            return Response("403 Forbidden", TEXT_TYPE, b"this origin is not allowed\n")
+            return _FOREIGN_ORIGIN
         answer = rtc_configuration(fields, environ.get("QUERY_STRING", ""), _host_of(host))
         headers: tuple[tuple[str, str], ...] = (*NOT_STORED, ("Vary", "Origin, Cookie, Authorization"))
-        if origins and "*" not in self.configuration.websocket.origins:
-            headers += (("Access-Control-Allow-Origin", origins[0]), ("Access-Control-Allow-Credentials", "true"))
+        headers += tuple(self._shared_with(environ))
         if isinstance(answer, Refusal):
             return Response(answer.status, TEXT_TYPE, f"{answer.reason}\n".encode(), (*headers, *answer.fields))
         return Response("200 OK", JSON_TYPE, json.dumps(answer).encode() + b"\n", headers)
@@ -265,6 +286,7 @@ def _numbers(prefix: str, status: Mapping[str, Any]) -> Iterator[tuple[str, floa
 
 
 _NOT_FOUND = Response("404 Not Found", TEXT_TYPE, b"There is nothing here.\n")
+_FOREIGN_ORIGIN = Response("403 Forbidden", TEXT_TYPE, b"this origin is not allowed\n")
 _METHOD_NOT_ALLOWED = Response(
     "405 Method Not Allowed", TEXT_TYPE, b"Only GET and HEAD are served here.\n", (("Allow", "GET, HEAD"), *NOT_STORED)
 )
