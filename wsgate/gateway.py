@@ -87,6 +87,7 @@ class Gateway:
             # Told before it is answered, and heard before it is judged: who has a 200 is known at every worker.
             self._signalling.tell, self._signalling.hear = self._mesh.flush, self._mesh.drain
             if self._media is not None:
+                self._media.hear_others(self._mesh.drain)
                 self._media.pass_streams(self._mesh.pass_stream)
                 self._mesh.adopt = self._media.streams.adopt
         if base.call_peers is not None:

@@ -139,6 +139,10 @@ class Media:
             self._dtls.stop()
         self._relay.stop()
 
+    def hear_others(self, hear: Callable[[], None]) -> None:
+        """What takes in what the other workers have told (rules A5, P6)."""
+        self._relay.hear = hear
+
     def pass_streams(self, pass_stream: Callable[[int, Address, socket.socket], bool]) -> None:
         """Where streams for TCP allocations of other workers go (RFC 6062; rule C1)."""
         self._relay.connections.pass_stream = pass_stream

@@ -55,6 +55,20 @@ def test_channel_data_both_ways_whole(site: Site, payload: bytes) -> None:
     eventually(lambda: site.counters["turn_packets_to_clients"] == site.counters["turn_packets_to_peers"] == 1)
 
 
+def test_what_other_workers_have_told_is_heard_before_a_request_is_judged(site: Site) -> None:
+    """A5, P6: the browser may come here before the inbox was looked at."""
+    users = site.server.credentials.users
+    told = dict(users)
+    users.clear()
+    site.relay.hear = lambda: users.update(told)
+    phone, peer = Phone(site), udp(PEER_HOST)
+    phone.allocate()
+    site.relay.hear = lambda: pytest.fail("nobody waits for the answer to an indication")
+    phone.send(peer.getsockname(), b"x")
+    phone.channel(0x4001, b"x")
+    assert silent(peer)
+
+
 def test_padding_never_reaches_the_peer_and_a_wrong_length_drops(site: Site) -> None:
     """Rule P3."""
     phone, peer = Phone(site), udp(PEER_HOST)

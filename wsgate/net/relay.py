@@ -87,6 +87,8 @@ class Relay:
         self.to_peers = self.to_clients = 0
         self.secured: Callable[[socket.socket, bytes, SocketAddress], None] | None = None
         """Takes the datagrams that begin like DTLS (rule E2)."""
+        self.hear: Callable[[], None] | None = None
+        """Called before a request is judged: takes what other workers have told (A5, P6). Does not block."""
         self._clock = clock
         self.loop = PacketLoop(tick, clock, after_pass=self._count_packets, failed=self._count_failure)
         self._listeners = [ClientSocket(self, path, sock) for path, sock in enumerate(listeners)]
@@ -153,6 +155,9 @@ class Relay:
         self, data: bytes, client: Client, bytes_max: int = stun.DATAGRAM_BYTES_MAX, *, is_stream: bool = False
     ) -> None:
         """A STUN message of a client."""
+        # Who has registered, or whose call was answered, may come here before the inbox was looked at.
+        if self.hear is not None and stun.is_request(data):
+            self.hear()
         self.apply(self.server.receive(data, client, self._clock(), bytes_max, is_stream=is_stream))
 
     def now(self) -> float:
@@ -207,7 +212,7 @@ class Relay:
             return
         bytes_max = self.server.datagram_bytes_max
         data = bytes(self.buffer.view[: min(size, bytes_max + 1)])
-        self.apply(self.server.receive(data, Client(listener.path, Address(*source)), self._clock(), bytes_max))
+        self.stun_message(data, Client(listener.path, Address(*source)), bytes_max)
 
     def tell_icmp(self, client: Client, peer: SocketAddress, icmp: Icmp) -> None:
         """A Data indication with the ICMP attribute (RFC 8656 §11.5; rule P4); none of a port that is refused."""

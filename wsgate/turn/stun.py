@@ -224,6 +224,11 @@ def _fingerprint_value(data: bytes) -> int:
     return zlib.crc32(_with_length(data, 8)) ^ _FINGERPRINT_XOR
 
 
+def is_request(data: bytes) -> bool:
+    """True where the class bits of a message say that it wants an answer (RFC 8489 §5)."""
+    return len(data) >= HEADER_BYTES and not data[0] & 1 and not data[1] & 0x10
+
+
 def parse(data: bytes) -> Message:
     """The message in one datagram or one frame of a stream. Raises ProtocolError where it must be dropped (S1, S2)."""
     if len(data) < HEADER_BYTES or data[0] & 0xC0:
