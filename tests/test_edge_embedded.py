@@ -591,3 +591,12 @@ def test_two_parties_behind_one_edge_reach_each_other_over_its_one_flow():
     alone = request("BYE", uri, f"Route: {front}", call_id="call-1@test", **fields)
     world.from_browser(edge, alone)
     assert world.one(edge).status == 403
+
+
+def test_credentials_pass_to_a_real_backend() -> None:
+    """They are for that one, whatever its realm."""
+    world = Office()
+    flow = world.browser()
+    line = 'Proxy-Authorization: Digest username="a", realm="example.com", nonce="n", uri="sip:x", response="r"'
+    world.from_browser(flow, request("MESSAGE", "sip:bob@pbx.example.com", line))
+    assert world.one(PBX).lines(b"proxy-authorization") == [line.partition(": ")[2].encode()]

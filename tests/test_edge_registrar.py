@@ -410,3 +410,27 @@ def test_a_register_that_ends_here_needs_no_hop() -> None:
     flow = world.browser()
     world.from_browser(flow, request("REGISTER", "sip:example.com", max_forwards="0", to="<sip:alice@example.com>"))
     assert world.one(flow).status == 401
+
+
+@pytest.mark.parametrize("method", ["INVITE", "MESSAGE"])
+def test_g4_the_credentials_for_us_are_not_shown_to_the_far_end(method: str) -> None:
+    """RFC 3261 §22.3: who is called could try passwords against them. Those of another realm are not ours to take."""
+    world = Office()
+    bob, alice = world.phone("bob"), world.browser(port=40001)
+    uri = "sip:bob@example.com"
+    other = 'Proxy-Authorization: Digest username="a", realm="far", nonce="n", uri="sip:x", response="r"'
+    ours = world.credentials(method, uri, "alice", proxy=True)
+    folded = ours.replace(", ", ",\r\n ", 1)
+    names = {"from": "<sip:alice@example.com>;tag=a1", "to": f"<{uri}>"}
+    world.from_browser(alice, request(method, uri, "Contact: <sip:a@abc.invalid>", folded, other, folded, **names))
+    arrived = world.one(bob)
+    assert arrived.lines(b"proxy-authorization") == [other.partition(": ")[2].encode()]
+    if method == "INVITE":
+        world.from_browser(bob, response(arrived, 200, "OK", "Contact: <sip:b@abc.invalid>", to_tag="b1"))
+        answers = world.take(alice)
+        routes = routes_of(answers[-1], is_caller=True)
+        names["to"] += ";tag=b1"
+        world.from_browser(alice, request("ACK", "sip:b@abc.invalid", f"Route: {routes}", ours, **names))
+        assert world.one(bob).lines(b"proxy-authorization") == []
+        world.from_browser(alice, request("BYE", "sip:b@abc.invalid", f"Route: {routes}", ours, cseq="2", **names))
+        assert world.one(bob).lines(b"proxy-authorization") == []

@@ -7,7 +7,8 @@ from typing import NamedTuple
 from wsgate.directory import Directory
 from wsgate.errors import ProtocolError
 from wsgate.metrics import Counters
-from wsgate.sip.digest import Digest
+from wsgate.sip.digest import Digest, parse_credentials
+from wsgate.sip.edit import Edit
 from wsgate.sip.headers import Uri, parse_uri
 from wsgate.sip.message import Message, warning
 
@@ -72,6 +73,20 @@ class Accounts:
             return Judgement(True)
         text = "From is neither registered on this connection nor the AOR of the user who authenticated"
         return Judgement(False, 403, "From belongs to another user", (warning(text),))
+
+    def without_credentials(self, message: Message) -> Message:
+        """The request without those that were for us: the far end could try passwords against them (RFC 3261 §22.3)."""
+        if not message.has(b"proxy-authorization"):
+            return message
+        edit = Edit(message)
+        edit.remove_lines(b"proxy-authorization", self._is_for_us)
+        return Message.parse(edit.build())
+
+    def _is_for_us(self, credentials: bytes) -> bool:
+        try:
+            return parse_credentials(credentials).realm == self._realm.encode()
+        except ProtocolError:
+            return False
 
     def is_user(self, aor: bytes) -> bool:
         """True when the AOR belongs to somebody in the user file."""

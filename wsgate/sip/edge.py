@@ -389,7 +389,7 @@ class Edge:
             branches = malformed(error.reason)
         if isinstance(branches, Answer):
             return self._answer(server, message, branches, now)
-        return self._forward(server, message, arrival, leg, branches, now)
+        return self._forward(server, self._services.consumed(decision, message), arrival, leg, branches, now)
 
     def _handle_cancel(self, server: ServerTransaction, message: Message, hop: Hop, now: float) -> Iterable[object]:
         # Rule B5: 200 at once, or 481 where nothing matches.
@@ -420,7 +420,7 @@ class Edge:
                 self._lines.lost_ack(message, branches, now)
             return ()
         self._tracker.request(message, now, may_change_target=False)
-        return self._forwarding.stray(Stray(message, leg, branches[0]), now)
+        return self._forwarding.stray(Stray(self._services.consumed(decision, message), leg, branches[0]), now)
 
     def _refusal(self, message: Message, arrival: Arrival, now: float) -> Answer | None:
         """Nothing against the identity of the flow, no new dialog while the table is full or we drain (table A)."""

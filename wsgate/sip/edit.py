@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from operator import itemgetter
 
 from wsgate.sip.headers import split_spans
@@ -42,6 +42,12 @@ class Edit:
         """Take away every header line called `name` (lower case)."""
         for line in self._message.found(name):
             self._remove(line)
+
+    def remove_lines(self, name: bytes, unwanted: Callable[[bytes], bool]) -> None:
+        """Take away the header lines called `name` (lower case) whose unfolded value is unwanted."""
+        for line, value in zip(self._message.found(name), self._message.lines(name), strict=True):
+            if unwanted(value):
+                self._remove(line)
 
     def replace(self, name: bytes, value: bytes) -> None:
         """Give `name` this one value: in the first line of that name, further ones removed; appended when absent."""

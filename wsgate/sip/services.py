@@ -15,7 +15,16 @@ from wsgate.errors import ProtocolError
 from wsgate.metrics import Counters
 from wsgate.sip.compose import shows_outbound
 from wsgate.sip.contexts import Branch, Retain, Way
-from wsgate.sip.decisions import SECURE_ONLY, Answer, Arrival, Service, ToService, is_secure_only
+from wsgate.sip.decisions import (
+    SECURE_ONLY,
+    Answer,
+    Arrival,
+    Decision,
+    Service,
+    ToBackend,
+    ToService,
+    is_secure_only,
+)
 from wsgate.sip.flow import Flow, FlowTable
 from wsgate.sip.headers import parse_uri
 from wsgate.sip.message import Message, warning
@@ -79,6 +88,15 @@ class Services:
         if answer.status == 200 and arrival.flow is not None:
             headers += self.turn_credentials(arrival.flow, message, None, now)
         return Answer(answer.status, answer.reason, headers)
+
+    def consumed(self, decision: Decision, message: Message) -> Message:
+        """The request as the far end may see it, where wsgate itself asks for credentials (rule G4).
+
+        A real backend has its own users, and reads for itself what is for it.
+        """
+        if self._registrar is None or isinstance(decision, ToBackend):
+            return message
+        return self._registrar.accounts.without_credentials(message)
 
     def turn_credentials(
         self, flow: Flow, request: Message, response: Message | None, now: float
