@@ -424,6 +424,31 @@ def test_nothing_but_what_the_phone_gave_is_reached(uri: str):
     assert world.sent == []
 
 
+@pytest.mark.parametrize("transport", [Transport.UDP, Transport.TCP])
+def test_a_phone_that_moved_during_a_call_is_reached_where_it_registered_last(transport: Transport):
+    """D1 (b), G5: a new connection, or a NAT that gave it another port. D4 finds it too."""
+    world = Office()
+    alice = world.browser(port=40000)
+    world.register_browser(alice, "alice")
+    world.register_phone(transport=transport)
+    located(world, alice, invite("sip:bob@example.com"))
+    world.from_backend(
+        response(world.one(PHONE), 200, "OK", f"Contact: {PHONE_CONTACT}", to_tag="b1"), PHONE, transport
+    )
+    route = "Route: " + routes_of(world.one(alice), is_caller=True)
+    moved = PHONE._replace(port=6666)
+    uri, to = PHONE_CONTACT[1:-1], "<sip:bob@example.com>;tag=b1"
+    world.register_phone(transport=transport, source=moved)
+    world.from_browser(alice, request("INFO", uri, route, to=to, cseq="2"))
+    info = world.one(moved)
+    assert info.method == b"INFO"
+    world.from_backend(response(info, 200, "OK"), moved, transport)
+    assert world.one(alice).status == 200
+    world.apply(world.edge.flow_closed(alice.id, world.now))
+    world.move(60.1)
+    assert world.take(moved)[0].method == b"BYE"
+
+
 def test_without_its_binding_the_phone_is_a_stranger():
     world = Office()
     alice, _, taken = called_phone(world)

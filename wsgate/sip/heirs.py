@@ -1,4 +1,4 @@
-"""Who takes over a call whose flow nothing is known of any more (rules D3, T2). Pure.
+"""Where a client is now that was elsewhere when its call began (rules D3, G5, T2). Pure.
 
 After a restart without `state_file` the token of a call is still ours and its flow is nobody's. What the other party
 writes then still names the client: the AOR in To, and in the Request-URI the Contact or public GRUU (RFC 5627 §3.1)
@@ -7,10 +7,13 @@ that the browser gave for the call. A client that has registered just these agai
 
 from __future__ import annotations
 
+from wsgate.addr import Hop
 from wsgate.directory import Directory
+from wsgate.errors import ProtocolError
 from wsgate.registrations import Registration
+from wsgate.sip.dialogs import Side
 from wsgate.sip.gruu import is_named
-from wsgate.sip.headers import parse_uri, same_uri
+from wsgate.sip.headers import parse_name_addr, parse_uri, same_uri
 from wsgate.sip.message import Message
 
 
@@ -35,3 +38,18 @@ def _is_meant(registration: Registration, uri: bytes) -> bool:
     return parsed.address_of_record == registration.aor and is_named(
         registration.instance, parsed.parameters.get(b"gr") or b""
     )
+
+
+def place_of_phone(side: Side, directory: Directory) -> Hop | None:
+    """Where this side of a dialog is when it is a phone of ours (rule G5): it is where it registered from last.
+
+    A new connection, or a NAT that forgot the old port, moves it while its Contact stays.
+    """
+    if side.source is None or directory.has_source(side.source):
+        return side.source
+    try:
+        aor = parse_name_addr(side.name).parsed_uri().address_of_record
+    except ProtocolError:
+        return None
+    same = [one for one in directory.bindings(aor) if one.source is not None and same_uri(one.contact, side.target)]
+    return max(same, key=lambda one: one.registered_at).source if same else None

@@ -36,7 +36,7 @@ from wsgate.sip.dialogs import DialogTable, Side
 from wsgate.sip.flow import Flow, FlowTable, Token, Verdict
 from wsgate.sip.framing import TOO_LARGE
 from wsgate.sip.headers import NameAddr, Uri, host_port, parse_name_addr, parse_uri, same_uri
-from wsgate.sip.heirs import heir_by_contact
+from wsgate.sip.heirs import heir_by_contact, place_of_phone
 from wsgate.sip.message import Message, warning
 from wsgate.sip.names import Names
 from wsgate.sip.rewriting import handle_in
@@ -339,10 +339,9 @@ class Proxy:
         given = receiver.routes[0] if receiver.routes else receiver.target
         if receiver.flow or not same_uri(given, next_hop):
             return None
-        if receiver.source is not None and self._directory.has_source(receiver.source):
-            # Rule G5: a phone is where it registered from, whatever its Contact says.
-            transport, address = receiver.source.transport, receiver.source.address
-            return ToDirect(Target(transport, address, address.host), drop_routes)
+        source = place_of_phone(receiver, self._directory)
+        if source is not None:
+            return ToDirect(Target(source.transport, source.address, source.address.host), drop_routes)
         if not is_numeric(uri.host):
             return None
         transport = uri.transport or (Transport.TLS if uri.scheme == b"sips" else Transport.UDP)
