@@ -8,6 +8,7 @@ import textwrap
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,10 @@ class Daemon:
         log = self.ini.parent / "wsgate.log"
         before = log.read_text("utf-8", "replace").count(READY) if log.exists() else 0
         self._process = Process([sys.executable, "-m", "wsgate", "-c", self.ini], log, env=self._environment)
-        self._process.ready(lambda: self._healthy() and self.log.count(READY) >= before + self.workers)
+        with ExitStack() as stack:
+            stack.callback(self._process.stop)
+            self._process.ready(lambda: self._healthy() and self.log.count(READY) >= before + self.workers)
+            stack.pop_all()
 
     @property
     def running(self) -> bool:

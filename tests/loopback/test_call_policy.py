@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,13 @@ class Site:
         self.pbx, self.turn_port, self.media = UdpPeer(PBX_HOST), free_port(), udp(PHONE_HOST)
         turn = TURN.format(realm=REALM, port=self.turn_port)
         self.daemon = Daemon(directory, TEXT.format(host=PBX_HOST, port=self.pbx.port), turn=turn)
+        with ExitStack() as stack:
+            stack.callback(self.daemon.stop)
+            self._begin()
+            stack.pop_all()
+
+    def _begin(self) -> None:
+        """Alice registers, and allocates with what she is given for that."""
         self.browser = RawWebSocket(self.daemon.address)
         self.registered = self._register()
         given = credentials_in(self.registered[1])

@@ -109,7 +109,7 @@ class Running:
         if self.popen.poll() is None:
             self.popen.terminate()
         try:
-            return self.popen.wait(20)
+            return self.popen.wait(40)
         except subprocess.TimeoutExpired:
             self.popen.kill()
             raise

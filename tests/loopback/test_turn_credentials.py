@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,10 @@ class Site:
         self.server, self.turn_port = UdpPeer(), free_port()
         turn = TURN.format(realm=REALM, port=self.turn_port) + turn
         self.daemon = Daemon(directory, TEXT.format(port=self.server.port), turn=turn)
-        self.browser = self.connect()
+        with ExitStack() as stack:
+            stack.callback(self.daemon.stop)
+            self.browser = self.connect()
+            stack.pop_all()
 
     def connect(self) -> RawWebSocket:
         return RawWebSocket(self.daemon.address, headers=(("Authorization", f"Bearer {token()}"),))
@@ -87,7 +91,7 @@ class Site:
         """GET /turn: status, JSON of a 200, header fields in lower case."""
         url = f"http://127.0.0.1:{self.daemon.http}/turn"
         try:
-            with urllib.request.urlopen(urllib.request.Request(url, headers=dict(fields)), timeout=10) as response:
+            with urllib.request.urlopen(urllib.request.Request(url, headers=dict(fields)), timeout=20) as response:
                 return response.status, json.load(response), {k.lower(): v for k, v in response.headers.items()}
         except urllib.error.HTTPError as error:
             return error.code, {}, {k.lower(): v for k, v in error.headers.items()}

@@ -31,7 +31,7 @@ class Client(TurnClient):
     def __init__(self, port: int, user: str) -> None:
         super().__init__(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         self.socket.connect(("127.0.0.1", port))
-        self.socket.settimeout(10)
+        self.socket.settimeout(20)
         self.user = user
         password = time_limited_password(SECRET.encode(), user, SecretHash.SHA1)
         self.key = long_term_key(user, REALM, password, PasswordAlgorithm.MD5)

@@ -78,8 +78,12 @@ class Stranger:
         sock = self._connected()
         handshake = ClientHandshake("127.0.0.1", "/ws", os.urandom)
         sock.sendall(handshake.request)
-        while handshake.receive(sock.recv(65536)) is None:
-            continue
+        rest = None
+        while rest is None:
+            data = sock.recv(65536)
+            if not data:
+                raise ConnectionResetError
+            rest = handshake.receive(data)
         return sock
 
     def _frames(self) -> None:
