@@ -294,6 +294,16 @@ def test_of_several_workers_the_owner_of_a_connection_gets_its_stream(worker: in
     assert joined == JoinConnection(numbers[0], same.client, "alice"), "judged again there, with the same nonce"
 
 
+def test_who_asks_is_judged_before_a_connection_id_that_cannot_be_read(world: StreamWorld, phone: StreamPhone) -> None:
+    """Rule A1."""
+    cut_short = stun.Attribute(stun.CONNECTION_ID.number, "CUT", lambda value, _: value, lambda value, _: value)
+    data = StreamPhone(world, path=8)
+    assert code(data.raw(Method.CONNECTION_BIND, cut_short(b"\0\0"))) == 401
+    assert data.refused(Method.CONNECTION_BIND, cut_short(b"\0\0")) == 400
+    data.key = b"wrong"
+    assert data.refused(Method.CONNECTION_BIND, cut_short(b"\0\0")) == 401
+
+
 def test_a_stream_is_passed_to_no_other_worker_without_authentication() -> None:
     """Rules A1, C1."""
     world = StreamWorld(share=(0, 2))

@@ -280,7 +280,10 @@ class TurnServer:
         """
         message = request.message
         if message.method == Method.CONNECTION_BIND:
-            return self._connections.allocation_of(message.get(stun.CONNECTION_ID))
+            try:
+                return self._connections.allocation_of(message.get(stun.CONNECTION_ID))
+            except ProtocolError:
+                return None  # 400, but not before it is known who asks
         allocation = self._allocator.get(request.client)
         if allocation is None and message.method == Method.REFRESH:
             allocation = self._allocator.ticket_holder(message.get(stun.MOBILITY_TICKET))
