@@ -120,6 +120,23 @@ def test_the_later_registration_wins_whatever_comes_last():
     assert [worker.directory.newest_flow(AOR, INSTANCE, 1, CONTACT) for worker in workers] == [ONE, ONE]
 
 
+def test_a_registration_that_comes_too_late_leaves_no_flow_behind():
+    workers = crew(2)
+    for worker, flow in zip(workers, (ONE, TWO), strict=True):
+        worker.directory.flow_opened(flow)
+    workers[0].register(ONE, 5.0)
+    workers[1].register(TWO, 4.0)
+    exchange(workers, 6.0)
+    assert not workers[0].directory.has_flow(TWO)
+    workers[1].directory.flow_opened(THREE)
+    workers[1].register(THREE, 7.0, expires_at=8.0, aor=b"bob@example.com")
+    workers[1].sharing.tell_changes(7.0)
+    message = workers[1].sharing.next_message(0, 7.0)
+    assert message is not None
+    workers[0].sharing.take(message, 9.0)
+    assert not workers[0].directory.has_flow(THREE)
+
+
 def test_what_a_restart_restored_is_older_than_what_the_others_know():
     workers = crew(2)
     workers[0].directory.flow_opened(TWO)

@@ -163,6 +163,7 @@ class Registrations:
         """
         key = registration.key
         if registration.expires_at <= now or self._registered_at.get(key, at) > at:
+            self._release(registration.flow)
             return False
         for flow in flows:
             if not self.remember(registration._replace(flow=flow), now):

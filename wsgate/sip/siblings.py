@@ -86,8 +86,8 @@ class Siblings:
 
 def origin(message: Message) -> Hop | None:
     """From where the other worker had a request: its Via is the second one; None where it was a browser."""
-    vias = message.values(b"via")
     try:
+        vias = message.values(b"via")
         return _place(parse_via(vias[1])) if len(vias) > 1 else None
     except ProtocolError:
         return None
