@@ -449,6 +449,31 @@ def test_a_phone_that_moved_during_a_call_is_reached_where_it_registered_last(tr
     assert world.take(moved)[0].method == b"BYE"
 
 
+@pytest.mark.parametrize("moved", [PHONE, PHONE._replace(port=6666)])
+def test_a_phone_may_change_its_contact_from_where_it_is_registered(moved: Address):
+    """N6, G5: its place counts for its address. A stranger who knows the dialog changes nothing."""
+    world = Office()
+    alice, arrived, taken = called_phone(world)
+    route = "Route: " + routes_of(arrived, is_caller=False)
+    new = "<sip:bob@192.168.7.7:5999>"
+    names = {"to": "<sip:alice@example.com>;tag=a1", "from": "<sip:bob@example.com>;tag=b1"}
+
+    def renewed(source: Address, cseq: str) -> None:
+        via = f"SIP/2.0/UDP 192.168.7.7:5060;rport;branch=z9hG4bKnew{cseq}"
+        data = request("UPDATE", "sip:alice@abc.invalid", route, f"Contact: {new}", via=via, cseq=cseq, **names)
+        world.from_backend(data, source)
+        world.from_browser(alice, response(world.one(alice), 200, "OK"))
+        assert world.one(source).status == 200
+
+    renewed(Address("10.1.1.99", 5060), "1")
+    world.from_browser(alice, in_dialog(taken, "INFO", new[1:-1]))
+    assert world.one(alice).status == 403
+    world.register_phone(contact=new, source=moved)
+    renewed(moved, "2")
+    world.from_browser(alice, in_dialog(taken, "INFO", new[1:-1], cseq="3"))
+    assert world.one(moved).method == b"INFO"
+
+
 def test_without_its_binding_the_phone_is_a_stranger():
     world = Office()
     alice, _, taken = called_phone(world)

@@ -41,6 +41,7 @@ from wsgate.sip.decisions import (
 from wsgate.sip.dialogs import DialogTable
 from wsgate.sip.flow import Flow, FlowTable, RandomBytes
 from wsgate.sip.forwarding import RETRY_AFTER_SECONDS, Forwarding
+from wsgate.sip.heirs import is_phone_at
 from wsgate.sip.identities import Identities
 from wsgate.sip.message import Message, response_to, warning
 from wsgate.sip.names import Names
@@ -490,6 +491,9 @@ class Edge:
         else:
             host = arrival.origin.address.host
             may_change = self._screening.is_backend(host) or is_at(found.sender.target, host)
+            if not may_change and is_phone_at(found.sender, arrival.origin, self._directory):
+                # Rule G5: its place counts for its address, whatever its Contact says.
+                found.sender.source, may_change = arrival.origin, True
         self._tracker.request(message, now, may_change)
 
     def _answer(self, server: ServerTransaction, message: Message, answer: Answer, now: float) -> Iterable[object]:

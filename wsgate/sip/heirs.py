@@ -8,6 +8,7 @@ that the browser gave for the call. A client that has registered just these agai
 from __future__ import annotations
 
 from wsgate.addr import Hop
+from wsgate.bindings import Binding
 from wsgate.directory import Directory
 from wsgate.errors import ProtocolError
 from wsgate.registrations import Registration
@@ -47,9 +48,21 @@ def place_of_phone(side: Side, directory: Directory) -> Hop | None:
     """
     if side.source is None or directory.has_source(side.source):
         return side.source
+    same = [binding for binding in _phones_of(side, directory) if same_uri(binding.contact, side.target)]
+    return max(same, key=lambda binding: binding.registered_at).source if same else None
+
+
+def is_phone_at(side: Side, hop: Hop, directory: Directory) -> bool:
+    """True when this side of a dialog is a phone of ours and its user has one registered from there (rules G5, N6)."""
+    if side.source is None:
+        return False
+    places = [binding.source for binding in _phones_of(side, directory)]
+    return any(place is not None and place[:2] == hop[:2] for place in places)
+
+
+def _phones_of(side: Side, directory: Directory) -> list[Binding]:
     try:
         aor = parse_name_addr(side.name).parsed_uri().address_of_record
     except ProtocolError:
-        return None
-    same = [one for one in directory.bindings(aor) if one.source is not None and same_uri(one.contact, side.target)]
-    return max(same, key=lambda one: one.registered_at).source if same else None
+        return []
+    return [binding for binding in directory.bindings(aor) if not binding.flow and binding.source is not None]
