@@ -1,7 +1,8 @@
 """What a message costs the edge, in function calls: the same on every machine, however busy it is.
 
-The limits are a tenth or so above what was counted (Python 3.11). One that is passed means that something is done anew
-for every message: see that it is worth it, and write down the new number.
+The limits are a twentieth or so above what was counted (Python 3.11). One that is passed means that something is done
+anew for every message: see that it is worth it, and write down the new number. A call in C counts like one in Python, so
+many small ones may be cheaper than few: a header line is split by a call of its own, at half of what a scan for it costs.
 """
 
 from __future__ import annotations
@@ -57,17 +58,17 @@ def test_a_refreshed_registration() -> None:
         values = {"to": "<sip:alice@example.com>", "call_id": "r", "cseq": str(number)}
         data = request("REGISTER", "sip:example.com", CONTACT, "Expires: 600", *WS_HEADERS, **values)
         counted = cost(world, flow.id, data, CONTACT, "Require: outbound", "Supported: path, outbound")
-    assert 100 < counted <= 657
+    assert 100 < counted <= 698
 
 
 def test_a_message() -> None:
     world = World()
     data = request("MESSAGE", "sip:bob@example.com", "Content-Type: text/plain", *WS_HEADERS, body=b"x" * 100)
-    assert 100 < cost(world, world.browser().id, data) <= 464
+    assert 100 < cost(world, world.browser().id, data) <= 500
 
 
 def test_the_end_of_a_call() -> None:
     """With two Routes of ours to take off."""
     world = World()
     call = Call(world, world.browser())
-    assert 100 < cost(world, call.flow.id, call.request("BYE", *("sip:bob@198.51.100.7", *WS_HEADERS))) <= 747
+    assert 100 < cost(world, call.flow.id, call.request("BYE", *("sip:bob@198.51.100.7", *WS_HEADERS))) <= 805

@@ -16,8 +16,8 @@ FLOORS = {
     "words": "errors addr settings log metrics meanings handover",
     "codecs": (
         "keys certificate ws/frames ws/handshake http/head http/body http/passing"
-        " sip/headers sip/mending sip/header_names sip/message sip/edit sip/framing sip/outline sip/sdp"
-        " turn/values turn/stun"
+        " sip/headers sip/mending sip/header_names sip/header_lines sip/message sip/edit sip/framing sip/outline"
+        " sip/sdp turn/values turn/stun"
     ),
     "machines": (
         "guard credentials expiries call_peers known_flows registrations bindings directory sharing bearer identity"

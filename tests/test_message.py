@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from wsgate.errors import ProtocolError
 from wsgate.sip.edit import Edit
+from wsgate.sip.header_lines import MAX_HEADERS
 from wsgate.sip.headers import NameAddr
-from wsgate.sip.message import MAX_HEADERS, Message, response_to
+from wsgate.sip.message import Message, response_to
 
 INVITE = (
     b"INVITE sip:bob@example.com SIP/2.0\r\n"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from operator import itemgetter
 
+from wsgate.sip.header_lines import Line, length_of
 from wsgate.sip.headers import split_spans
-from wsgate.sip.message import Line, Message
+from wsgate.sip.message import Message
 
 _PLACE = itemgetter(0, 1)
 
@@ -98,10 +99,10 @@ class Edit:
 
     def _remove(self, line: Line) -> None:
         place = self._message.place(line)
-        self._splices.append((place, place + len(line[0]), b""))
+        self._splices.append((place, place + length_of(line), b""))
 
     def _value_place(self, line: Line) -> int:
-        return self._message.place(line) + len(line[0]) - len(line[2]) - 2
+        return self._message.place(line) + len(line[0]) + 1
 
     def build(self) -> bytes:
         """The edited message."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from itertools import islice
 from typing import NamedTuple
 
 from wsgate.errors import ProtocolError
-from wsgate.sip.header_names import SPELLINGS, long_name
+from wsgate.sip.header_lines import MAX_HEADERS, Line, length_of, name_of, plain_lines, scan_lines
+from wsgate.sip.header_names import SPELLINGS
 from wsgate.sip.headers import (
     NameAddr,
     Uri,
@@ -29,13 +29,6 @@ from wsgate.sip.headers import (
 )
 from wsgate.sip.mending import has_nul, without_bare_line_ends
 
-MAX_HEADERS = 512
-"""Header lines, broken ones included, that one message may have."""
-
-# A header with its folds, or else one broken line: the scan never has to search for the next match. That a NUL makes a
-# line broken costs nothing where there is none; a closer look then tells the quoted ones.
-_HEADER = re.compile(rb"(([^\s:\0]+)[ \t]*:([^\r\n\0]*(?:\r\n[ \t][^\r\n\0]*)*)\r\n|[^\n]*\n)")
-_HEADER_WITH_NUL = re.compile(rb"(([^\s:]+)[ \t]*:([^\r\n]*(?:\r\n[ \t][^\r\n]*)*)\r\n|[^\n]*\n)")
 _REQUEST_LINE = re.compile(rb"([^\s\0]+) ([^\s\0]+) (SIP/[^\s]+)\Z", re.IGNORECASE)
 _STATUS_LINE = re.compile(rb"SIP/2\.0 ([1-6][0-9]{2})(?: ([^\r\n\0]*))?\Z", re.IGNORECASE)
 _METHODS = frozenset(
@@ -45,10 +38,6 @@ _METHODS = frozenset(
 _SINGLE = frozenset((b"from", b"to", b"call-id", b"cseq", b"max-forwards", b"content-length"))
 _REQUIRED = (b"via", b"from", b"to", b"call-id", b"cseq")
 _COPIED = (*_REQUIRED, b"timestamp")
-
-
-Line = tuple[bytes, bytes, bytes]
-"""A header line as it came, with its CRLF; its name, empty for a broken line; its value. What a scan finds, no more."""
 
 
 class Header(NamedTuple):
@@ -122,29 +111,36 @@ class Message:
         blank = data.find(b"\r\n\r\n")
         if blank < 0:
             return cls._without_blank_line(data)
-        message = cls(data)
-        message.line_end = data.index(b"\r\n") + 2
-        message.body_start = blank + 4
-        message._read_start_line(data[: message.line_end - 2])
-        if message._read_headers(_HEADER, blank + 2):
-            message = cls._with_broken_lines(message, data[: blank + 2])
+        message = cls._begun(data, data.index(b"\r\n") + 2, blank + 4)
+        lines = plain_lines(data[message.line_end : blank])
+        if lines is None or not message._index(lines):
+            message = cls._begun(data, message.line_end, message.body_start)
+            if not message._index(scan_lines(data, message.line_end, blank + 2)):
+                message = cls._with_broken_lines(message, data[: blank + 2])
         message._judge()
+        return message
+
+    @classmethod
+    def _begun(cls, data: bytes, line_end: int, body_start: int) -> Message:
+        """With the start line read. Raises ProtocolError."""
+        message = cls(data)
+        message.line_end = line_end
+        message.body_start = body_start
+        message._read_start_line(data[: line_end - 2])
         return message
 
     @classmethod
     def _with_broken_lines(cls, message: Message, head: bytes) -> Message:
         """Look closer at a head that has lines which are no plain header lines."""
         mended = without_bare_line_ends(head, MAX_HEADERS)
-        data = message.data if mended is None else mended + b"\r\n"
-        again = cls(data)
-        again.line_end = message.line_end
-        again.body_start = message.body_start if mended is None else len(data)
-        again._read_start_line(data[: again.line_end - 2])
-        if mended is not None:
+        if mended is None:
+            again = cls._begun(message.data, message.line_end, message.body_start)
+            if has_nul(head):
+                again.flaw = again.flaw or "NUL in a header line"
+        else:
+            again = cls._begun(mended + b"\r\n", message.line_end, len(mended) + 2)
             again.flaw = again.flaw or "bare CR or LF in a header line"
-        elif has_nul(head):
-            again.flaw = again.flaw or "NUL in a header line"
-        again._read_headers(_HEADER_WITH_NUL, again.body_start - 2)
+        again._index(scan_lines(again.data, again.line_end, again.body_start - 2, may_hold_nul=True))
         return again
 
     @classmethod
@@ -176,10 +172,10 @@ class Message:
         """Every header line, in their order."""
         headers = []
         end = self.line_end
-        for line, name, value in self._lines:
-            start, end = end, end + len(line)
-            if name:
-                headers.append(Header(long_name(name), start, end - 2 - len(value), end - 2, end))
+        for line in self._lines:
+            start, end = end, end + length_of(line)
+            if name := name_of(line):
+                headers.append(Header(name, start, end - 2 - len(line[2]), end - 2, end))
         return headers
 
     @property
@@ -205,12 +201,12 @@ class Message:
         return _unfolded(value) if b"\r\n" in value else value
 
     def place(self, line: Line) -> int:
-        """Where a line of `found` begins; its value ends in front of its CRLF."""
+        """Where a line of `found` begins; its value begins behind the colon and ends in front of the CRLF."""
         place = self.line_end
         for one in self._lines:
             if one is line:
                 break
-            place += len(one[0])
+            place += length_of(one)
         return place
 
     def found(self, name: bytes) -> Sequence[Line]:
@@ -366,34 +362,27 @@ class Message:
         elif self.method not in _METHODS and not is_token(self.method):
             self.flaw = "malformed method"
 
-    def _read_headers(self, pattern: re.Pattern[bytes], end: int) -> bool:
-        """Index the header lines; True when some line is none by `pattern`."""
-        if self.data.count(b"\n", self.line_end, end) <= MAX_HEADERS:
-            lines = pattern.findall(self.data, self.line_end, end)
-        else:
-            scan = pattern.finditer(self.data, self.line_end, end)
-            lines = [found.groups(b"") for found in islice(scan, MAX_HEADERS + 1)]
-            if len(lines) > MAX_HEADERS:
-                lines.pop()
-                self.flaw = self.flaw or "too many header lines"
+    def _index(self, lines: list[Line]) -> bool:
+        """Find the headers by their names; False when some line is none."""
+        if len(lines) > MAX_HEADERS:
+            lines.pop()
+            self.flaw = self.flaw or "too many header lines"
         self._lines = lines
         first = self._first
-        is_broken = False
+        is_whole = True
         for line in lines:
-            written = line[1]
-            name = SPELLINGS.get(written)
+            name = SPELLINGS.get(line[0]) if line[1] else b""
             if name is None:
-                if not written:
-                    # Step over the broken line, so that the rest can still serve to answer.
-                    self.flaw = self.flaw or "malformed header line"
-                    is_broken = True
-                    continue
-                name = long_name(written)
-            if name in first:
+                name = name_of(line)
+            if not name:
+                # Step over the broken line, so that the rest can still serve to answer.
+                self.flaw = self.flaw or "malformed header line"
+                is_whole = False
+            elif name in first:
                 self._note_further(name, line)
             else:
                 first[name] = line
-        return is_broken
+        return is_whole
 
     def _note_further(self, name: bytes, line: Line) -> None:
         if self._further is None:
@@ -460,12 +449,12 @@ def response_to(
     `to_tag` is added to To where it has none and the status is over 100.
     """
     lines = [b"SIP/2.0 %d %b\r\n" % (status, reason.encode())]
-    copied = [(request.place(found), name, found[0]) for name in _COPIED for found in request.found(name)]
+    copied = [(request.place(found), name, b"".join(found)) for name in _COPIED for found in request.found(name)]
     for _place, name, line in sorted(copied):
         if name == b"to" and to_tag and status > 100 and not _has_tag(request):
-            lines.append(b"%b;tag=%b\r\n" % (line[:-2].rstrip(), to_tag))
+            lines.append(b"%b;tag=%b\r\n" % (line.rstrip(), to_tag))
         elif name != b"timestamp" or status == 100:
-            lines.append(line)
+            lines.append(line + b"\r\n")
     lines += [b"%b: %b\r\n" % pair for pair in headers]
     lines.append(b"Content-Length: %d\r\n\r\n" % len(body))
     lines.append(body)

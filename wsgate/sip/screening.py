@@ -12,8 +12,9 @@ from wsgate.sip.decisions import Backends
 from wsgate.sip.dialogs import DialogTable
 from wsgate.sip.edit import Edit
 from wsgate.sip.flow import FlowTokens, Verdict
+from wsgate.sip.header_lines import MAX_HEADERS
 from wsgate.sip.headers import Uri, parse_name_addr, with_parameters
-from wsgate.sip.message import MAX_HEADERS, Message
+from wsgate.sip.message import Message
 from wsgate.sip.settings import SipSettings
 from wsgate.sip.siblings import Siblings
 
