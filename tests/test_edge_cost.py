@@ -1,8 +1,8 @@
 """What a message costs the edge, in function calls: the same on every machine, however busy it is.
 
 The limits are a twentieth or so above what was counted (Python 3.11). One that is passed means that something is done
-anew for every message: see that it is worth it, and write down the new number. A call in C counts like one in Python, so
-many small ones may be cheaper than few: a header line is split by a call of its own, at half of what a scan for it costs.
+anew for every message: see that it is worth it, and write down the new number. A call in C counts like one in Python,
+so that many small ones may cost less than few: to split a line is a call, to scan all of them is one.
 """
 
 from __future__ import annotations
