@@ -22,7 +22,7 @@ def answered(client: str, server: str, port: int) -> bool:
     with socket.socket(socket.AF_INET6 if ":" in client else socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind((client, 0))
         sock.connect((server, port))
-        sock.settimeout(5)
+        sock.settimeout(30)
         sock.send(stun.encode(Method.BINDING, MessageClass.REQUEST, bytes(12), ()))
         answer = stun.parse(sock.recv(1500))
         return answer.get(stun.XOR_MAPPED_ADDRESS) == sock.getsockname()[:2]

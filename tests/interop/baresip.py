@@ -52,7 +52,8 @@ class Baresip:
         more: str = "",
     ) -> None:
         directory.mkdir(parents=True)
-        self.sip, self._control_port = free_port(), free_port()
+        # baresip takes SIP over TLS on the port behind that of SIP.
+        self.sip, self._control_port = free_port(count=2), free_port()
         options = {"sip": self.sip, "control": self._control_port, "modules": MODULES}
         (directory / "config").write_text(CONFIG.format(**options))
         account = {"user": user, "domain": DOMAIN, "transport": transport, "password": PASSWORD}

@@ -50,7 +50,9 @@ class Sipp:
         command = ["sipp", "-sf", str(file), "-i", "127.0.0.1", "-p", str(self.port)]
         command += ["-m", "1", "-s", called, "-d", str(int(hold_seconds * 1000)), "-au", user, "-ap", PASSWORD]
         command += ["-nostdin", "-default_behaviors", "all,-abortunexp", "-timeout", str(seconds), "-timeout_error"]
-        command += ["-trace_msg", "-message_file", str(self.messages), "-trace_err", "-error_file", str(self._errors)]
+        # As often as Timer E and Timer B let others repeat themselves; by itself sipp gives up after 5 times.
+        command += ["-max_retrans", "11", "-trace_msg", "-message_file", str(self.messages)]
+        command += ["-trace_err", "-error_file", str(self._errors)]
         for key, value in words.items():
             command += ["-key", key, value]
         self.process = Process([*command, server], directory / f"{name}.log")

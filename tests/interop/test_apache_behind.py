@@ -18,9 +18,9 @@ import pytest
 from tests.interop.apache import ApacheBehind
 from tests.interop.chromium import Chromium, WebPhone, assert_call
 from tests.interop.daemon import Daemon
+from tests.interop.phone_system import PASSWORD, PhoneSystem
 from tests.interop.process import free_port, wait_for
 from tests.interop.raw import TEXT, HandshakeRefused, RawWebSocket
-from tests.interop.test_phone import PASSWORD, PhoneSystem
 from wsgate.ws.handshake import accept_key
 
 BROWSER = "127.0.0.2"
@@ -155,7 +155,8 @@ def test_apache_sees_the_browser_whatever_it_says(site: Site) -> None:
         "HTTP_FORWARDED -",
         "REQUEST_URI /cgi/echo?who=%2f",
     ]
-    assert f"{BROWSER} 200 GET /cgi/echo?who=%2f HTTP/1.1" in site.apache.access_log
+    # Apache writes its line once the answer is out.
+    wait_for(lambda: f"{BROWSER} 200 GET /cgi/echo?who=%2f HTTP/1.1" in site.apache.access_log, "the line of the log")
     assert "6.6.6.6" not in site.apache.access_log
 
 

@@ -183,8 +183,9 @@ def test_a_phone_with_outbound_and_a_gruu_as_contact(office: Callable[..., Offic
     assert "<sip:bob@example.test;gr=urn:uuid:" in header(taken, "Contact")
     phone.wait("CALL_ESTABLISHED")
     hang_up(ends, phone, browser, further("BYE", 2))
-    assert phone.log.count("\nINVITE sip:bob-") == 1
-    assert phone.log.count("\nACK sip:bob-") == 1
+    # Over UDP the INVITE comes again, as it is, where the phone was slow; and so does the ACK.
+    for method in ("INVITE", "ACK"):
+        assert len(set(re.findall(rf"\n{method} sip:bob-[^ ]+ SIP/2.0\r?\n(Via: .*)", phone.log))) == 1, method
 
 
 def test_without_trusted_sources_no_phone_registers(office: Callable[..., Office]):

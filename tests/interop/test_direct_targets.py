@@ -21,7 +21,7 @@ def test_desk_phone_without_record_route(tmp_path: Path) -> None:
     script = " && ".join([*steps, f"exec {shlex.join(run)}"])
     command = ["unshare", "-n"] if os.geteuid() == 0 else ["unshare", "-Urn"]
     done = subprocess.run(
-        [*command, "sh", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [*command, "sh", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=110, check=False
     )
     assert done.returncode == 0, done.stderr[-6000:]
     assert done.stdout.endswith("done\n")

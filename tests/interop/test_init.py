@@ -35,7 +35,7 @@ FETCH = """
 import socket, ssl, sys
 context = ssl.create_default_context()
 context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-with socket.create_connection((sys.argv[1], int(sys.argv[2])), 5) as plain, context.wrap_socket(plain) as secure:
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), 30) as plain, context.wrap_socket(plain) as secure:
     print(ssl.DER_cert_to_PEM_cert(secure.getpeercert(True)))
     secure.sendall(b"GET /healthz HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n")
     while data := secure.recv(4096):
@@ -65,7 +65,7 @@ class Host:
     def fetch(self, host: str = "127.0.0.1", port: int = 443) -> str:
         """The certificate in PEM and the answer to /healthz; empty where nobody listens."""
         command = self.inside(sys.executable, "-c", FETCH, host, str(port))
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
 
     def pids(self) -> list[int]:
         listed = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=True)
@@ -256,7 +256,7 @@ def test_the_commands_of_the_systemd_unit_do_what_systemd_expects(place: Path, h
     assert service["Type"] == "notify"
     environment = {"PYTHONPATH": str(ROOT), "NOTIFY_SOCKET": str(place / "notify")}
     check = host.inside(*shlex.split(service["ExecStartPre"]))
-    subprocess.run(check, check=True, env={**os.environ, **environment}, timeout=20, capture_output=True)
+    subprocess.run(check, check=True, env={**os.environ, **environment}, timeout=60, capture_output=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(str(place / "notify"))
         notify.settimeout(30)

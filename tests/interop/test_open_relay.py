@@ -395,10 +395,8 @@ def test_backend_side_takes_no_request_from_a_stranger(scene: Scene, browser: Br
                     f"Contact: <sip:s@{victim.host}:{victim.port}>",
                 )
                 stranger.send(request, ("127.0.0.1", scene.gateway.sip))
-        answers = []
-        while (got := stranger.receive(0.5)) is not None:
-            answers.append(got[0].split(b" ", 2)[1])
-        assert answers == [b"403"]
+        stranger.receive_until(b"SIP/2.0 403 ")
+        assert stranger.receive(0.5) is None
         assert browser.ws.receive(0.2) is None
     finally:
         stranger.close()

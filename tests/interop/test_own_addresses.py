@@ -20,7 +20,7 @@ def test_answers_come_from_where_was_asked(tmp_path: Path) -> None:
     script = " && ".join(["ip link set lo up", *addresses, f"exec {shlex.join(run)}"])
     command = ["unshare", "-n"] if os.geteuid() == 0 else ["unshare", "-Urn"]
     done = subprocess.run(
-        [*command, "sh", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=90, check=False
+        [*command, "sh", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=110, check=False
     )
     assert done.returncode == 0, done.stderr[-6000:]
     assert done.stdout.endswith("done\n")

@@ -34,7 +34,7 @@ from tests.interop.party import (
     leg_of_caller,
 )
 from tests.interop.process import accepts, wait_for
-from tests.interop.raw import header
+from tests.interop.raw import RawWebSocket, header
 from tests.interop.sipp import register
 from tests.interop.softphone import Softphone
 
@@ -236,9 +236,12 @@ def test_d4_what_rings_when_wsgate_ends_is_cancelled(tmp_path: Path) -> None:
         invite = desk.expect("INVITE ")
         desk.answer(invite, "180 Ringing")
         browser.expect("SIP/2.0 180")
+        # Who does not answer the close is waited for a while: so the process is still there for what the desk says.
+        slow = RawWebSocket(gateway.address)
         ending = threading.Thread(target=gateway.stop)
         ending.start()
         stack.callback(ending.join)
+        stack.callback(slow.close)
         cancel = desk.expect("CANCEL ")
         assert header(cancel, "Call-ID") == header(invite, "Call-ID")
         desk.answer(cancel, "200 OK", tag="other")

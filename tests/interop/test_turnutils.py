@@ -84,7 +84,7 @@ def assert_lossless(output: str) -> None:
 @pytest.fixture(scope="module")
 def outputs() -> dict[str, str]:
     """What each of RUNS printed; they run at the same time, for each takes seconds to begin."""
-    port = str(free_port(PEER_HOST))
+    port = str(free_port(PEER_HOST, 2))  # it takes the next one too
     peer = subprocess.Popen(["turnutils_peer", "-L", PEER_HOST, "-p", port], stdout=subprocess.DEVNULL)
     try:
         wait_for(lambda: udp_is_bound(PEER_HOST, int(port)), "the peer")

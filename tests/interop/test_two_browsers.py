@@ -124,8 +124,9 @@ def test_w1_every_request_of_the_call_passes_both_ways(office: Office, pair: tup
     assert office.gateway.status()["dialogs"] == 1
     in_dialog(*((alice, bob) if ends == "caller" else (bob, alice)), "BYE")
     office.gateway.wait_status("dialogs", 0)
-    passed_by = [part.split()[0] for part in office.kamailio.log[logged:].split("GOT ")[1:]]
-    assert passed_by == ["INVITE"], "the registrar asked for nothing more"
+    # Over UDP the INVITE comes again where the registrar was slow.
+    passed_by = {part.split()[0] for part in office.kamailio.log[logged:].split("GOT ")[1:]}
+    assert passed_by == {"INVITE"}, "the registrar asked for nothing more"
 
 
 def test_b5_a_cancelled_call_ends_on_both_sides(pair: tuple[Party, Party]) -> None:
