@@ -226,7 +226,9 @@ class Soak:
     def judge(self, samples: list[Sample]) -> None:
         """What grew, what nobody managed to do, what the log complains of."""
         first, last = samples[min(1, len(samples) - 1)], samples[-1]
-        if last.pss_kib - first.pss_kib > MEMORY_ALLOWED_KIB * self.daemon.workers:
+        # A worker that began anew has yet to warm up: then its memory says nothing.
+        has_faults = self._faults is not None
+        if not has_faults and last.pss_kib - first.pss_kib > MEMORY_ALLOWED_KIB * self.daemon.workers:
             self.wrong.append(f"memory grew from {first.pss_kib} to {last.pss_kib} KiB")
         for name in ("greenlets", "descriptors", "threads"):
             before, after = getattr(first, name), getattr(last, name)

@@ -74,7 +74,9 @@ class Faults:
         os.kill(self._daemon.pid, number)
 
     def _kill(self) -> None:
-        workers = psutil.Process(self._daemon.pid).children()
+        # Not the process that reads new settings: that a reload is refused then is as it should be.
+        log = self._daemon.log
+        workers = [one for one in psutil.Process(self._daemon.pid).children() if f"worker {one.pid}{READY}" in log]
         if workers:
             self._chance.choice(workers).kill()
             self._killed_at = time.monotonic()
