@@ -291,6 +291,31 @@ def test_the_same_names_of_a_client_are_removed_from_requests_and_responses(worl
     assert protected([world.one(PBX)]) == []
 
 
+def test_a_browser_asserts_no_identity_and_a_backend_does() -> None:
+    """RFC 3325 §5: a browser may prefer an identity; whoever trusts wsgate's address would take an asserted one."""
+    world = IdentityWorld()
+    flow = world.open()
+    asserted = (
+        "P-Asserted-Identity: <sip:boss@example.com>",
+        "p-asserted-identity: <tel:+1>",
+        "Remote-Party-ID: <sip:b@c>",
+    )
+    preferred = "P-Preferred-Identity: <sip:alice@example.com>"
+    names = (b"p-asserted-identity", b"remote-party-id", b"p-preferred-identity")
+    world.from_browser(flow, request("MESSAGE", "sip:bob@example.com", *asserted, preferred, body=b"hello"))
+    arrived = world.one(PBX)
+    assert [arrived.lines(name) for name in names] == [[], [], [b"<sip:alice@example.com>"]]
+    assert (arrived.body, arrived.flaw) == (b"hello", "")
+    route = f"Route: <sip:{flow.token.decode()}@192.0.2.1;lr>"
+    world.from_backend(backend_request("MESSAGE", "sip:alice@abc.invalid", route, *asserted))
+    shown = world.one(flow)
+    assert [len(shown.lines(name)) for name in names] == [2, 1, 0]
+    world.from_browser(flow, response(shown, 200, "OK", *asserted, to_tag="a1"))
+    answered = world.one(PBX)
+    assert answered.status == 200
+    assert [answered.lines(name) for name in names] == [[], [], []]
+
+
 def test_no_browser_ever_sees_them(world: IdentityWorld) -> None:
     flow = world.open()
     echoed = ("X-WS-Cookie: session=hush", "X-WS-Origin: x")

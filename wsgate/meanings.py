@@ -88,7 +88,7 @@ COUNTERS = {
     "sip_orphans_unreachable": "Calls of lost browsers whose other party could not be told.",
     "sip_probes_failed": "OPTIONS to a dead server that were not answered.",
     "sip_probes_sent": "OPTIONS to dead servers ([backend ...] probe_interval).",
-    "sip_protected_headers_removed": "Messages that claimed a header of [identity] forward_headers; it was taken off.",
+    "sip_protected_headers_removed": "Messages with a header that is not their sender's (docs/identity.md); removed.",
     "sip_registrations_full": "Registrations that found no place in the table.",
     "sip_requests_of_strangers": "Requests from addresses that are no backend's ([sip] trusted_sources); refused.",
     "sip_responses_from_elsewhere": "Answers dropped because they came from another place than the request went to.",

@@ -190,7 +190,7 @@ class Edge:
         flow = self._flows.get(connection)
         if flow is None:
             return []
-        message = self._screening.parse(data, flow.hop)
+        message = self._screening.parse(data, flow.hop, is_browser=True)
         if message is None:
             return []
         if not message.is_request:

@@ -21,6 +21,8 @@ from wsgate.sip.siblings import Siblings
 STRANGER_INTERVAL_SECONDS = 10.0
 """One 403 per this time to an address that may not send to us (rule N6)."""
 STRANGERS_REMEMBERED = 1024
+ASSERTED_HEADERS = frozenset((b"p-asserted-identity", b"remote-party-id"))
+"""Who sends, as those say who have authenticated it: of a browser they are no more than a claim (RFC 3325 §5, §6)."""
 ADDED_LINES = 32
 """Room for the header lines that wsgate adds, so that what it sends can still be read by itself."""
 
@@ -40,6 +42,7 @@ class Screening:
     ) -> None:
         """`protected_headers`, in lower case, are those that nobody but wsgate writes ([identity] forward_headers)."""
         self._protected_headers = protected_headers
+        self._not_of_browsers = protected_headers | ASSERTED_HEADERS
         self._siblings = siblings
         self._settings = settings
         self._tokens = tokens
@@ -48,8 +51,11 @@ class Screening:
         self._counters = counters
         self._strangers: OrderedDict[str, float] = OrderedDict()
 
-    def parse(self, data: bytes, hop: Hop) -> Message | None:
-        """The message, with its flaw if any; None for what cannot be read at all, dropped and counted (table A)."""
+    def parse(self, data: bytes, hop: Hop, *, is_browser: bool = False) -> Message | None:
+        """The message, with its flaw if any; None for what cannot be read at all, dropped and counted (table A).
+
+        Headers that its sender has no right to are gone; `is_browser` says that it came from a browser.
+        """
         try:
             message = Message.parse(data)
         except ProtocolError as error:
@@ -62,11 +68,12 @@ class Screening:
             message.flaw = "too many header lines"
         if message.body_start > self._settings.max_header_bytes and not message.flaw:
             message.flaw = "headers too large"
-        return self._unforged(message) if self._protected_headers else message
+        reserved = self._not_of_browsers if is_browser else self._protected_headers
+        return self._unforged(message, reserved) if reserved else message
 
-    def _unforged(self, message: Message) -> Message:
-        """Without the headers that stand for an upgrade: no client may claim them, no answer give them away."""
-        names = [name for name in self._protected_headers if message.has(name)]
+    def _unforged(self, message: Message, reserved: frozenset[bytes]) -> Message:
+        """Without `reserved`: no client may claim what stands for its upgrade, no answer give it away."""
+        names = [name for name in reserved if message.has(name)]
         if not names:
             return message
         self._counters.count("sip_protected_headers_removed")
